@@ -1,0 +1,138 @@
+"""What all jobs share: their arguments, their exit codes, and one line on stderr when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dfka_dist.config import RunConfig, load
+from dfka_dist.errors import DfkaError, InputError, Interrupted
+
+MARKS = ("result.json", "resolved.yaml", "run.log", "manifest.json")
+"""Any of these in a folder says that a run lives there."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError("arguments", message, f"{self.prog} --help lists them")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every job takes; their values are on the result of `parse_args`."""
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--config", required=True, type=Path, metavar="FILE", help="the run, as YAML")
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace one value; dotted key, YAML value",
+    )
+    made.add_argument(
+        "--output", type=Path, metavar="DIR", help="where results go (default: runs/NAME)"
+    )
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace the run that the output folder holds"
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="print what would happen; start and write nothing"
+    )
+    return made
+
+
+def configuration(arguments: argparse.Namespace) -> RunConfig:
+    """The run that the arguments describe.
+
+    Raises:
+        InputError: it is wrong.
+    """
+    return load(arguments.config, arguments.set)
+
+
+def output_folder(arguments: argparse.Namespace, config: RunConfig) -> Path:
+    """Where results go; not created yet.
+
+    Raises:
+        InputError: something stands there already, and it may not be overwritten.
+    """
+    folder = (arguments.output or Path("runs") / config.run.name).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError("--output", f"{folder} is a file", "a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return folder
+    holds_run = any((folder / mark).exists() for mark in MARKS)
+    if not holds_run:
+        raise InputError(
+            "--output", f"{folder} holds files that are no run's", "an empty or a new folder"
+        )
+    if not arguments.overwrite:
+        raise InputError(
+            "--output", f"{folder} already holds a run", "another folder, or --overwrite"
+        )
+    return folder
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, made if it is not there, without anything in it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            "--output", f"{folder} cannot be written: {error.strerror}", "a writable folder"
+        ) from error
+    return folder
+
+
+def log_to(folder: Path) -> logging.Handler:
+    """Send the log of this process to `folder/run.log`."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    return handler
+
+
+def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
+    """Turn a job's `main` into one that returns its exit code and says what was wrong in one line.
+
+    0 done, 2 the input is wrong, 3 the run failed, 4 stopped.
+    """
+
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            main(argv)
+        except KeyboardInterrupt:
+            return _say(Interrupted("stopped"), None)
+        except DfkaError as error:
+            return _say(error, error if error.exit_code == 3 else None)
+        except (
+            Exception
+        ) as error:  # the last line of defence: whatever it was, the user gets one line and a log
+            return _say(DfkaError(f"{type(error).__name__}: {error}"), error)
+        return 0
+
+    return run
+
+
+def _say(error: DfkaError, failure: Exception | None) -> int:
+    line = " ".join(str(error).split())
+    logs = [h.baseFilename for h in logging.getLogger().handlers if type(h) is logging.FileHandler]
+    if failure is not None:
+        logging.getLogger(__name__).error("%s", "".join(traceback.format_exception(failure)))
+        if logs:
+            line = f"{line[:300]} (the log is {logs[-1]})"
+    sys.stderr.write(f"error: {line}\n")
+    return error.exit_code

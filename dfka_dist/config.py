@@ -1,0 +1,457 @@
+"""The run as frozen, validated data: YAML in, one `RunConfig` out.
+
+`load` reads a file, applies `--set dotted.key=value` and makes every path absolute. Whatever is wrong
+becomes one `InputError` that names the key and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from dfka_dist.errors import InputError
+
+PRESETS = Path(__file__).resolve().parents[1] / "jobs" / "presets"
+"""Where `preset:` names are looked up: beside the jobs."""
+
+Label = Annotated[
+    str, BeforeValidator(lambda v: str(v) if type(v) is int else v), Field(min_length=1)
+]
+
+
+def _matching(pattern: str, remedy: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value[:60]!r} does not fit || {remedy}")
+        return value
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}",
+        "at most 60 letters, digits, _ and -, no other first than a letter or digit",
+    ),
+]
+Source = Annotated[
+    str,
+    _matching(
+        r"builtin:\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "builtin:NAME or package.module:callable"
+    ),
+]
+DataSource = Annotated[
+    str,
+    _matching(
+        r"digits|(parquet|idx|folder):.+", "digits, parquet:URI, idx:FOLDER or folder:FOLDER"
+    ),
+]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Task = Literal["single_label", "multi_label"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Node(BaseModel):
+    """A part of the configuration: frozen, unknown keys refused, numbers not made from strings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RunSection(Node):
+    """Who the run is and where it happens."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    address: str | None = None
+    """Ray cluster to connect to; without it the run starts a private one on this machine."""
+
+
+class InputSpec(Node):
+    """What a network eats: square images in [0, 1], normalised channel by channel."""
+
+    channels: Literal[1, 3]
+    size: Annotated[int, Field(ge=4, le=4096)]
+    mean: Annotated[list[float], Field(min_length=1)] = [0.5]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [0.5]
+
+    @model_validator(mode="after")
+    def _one_number_or_one_per_channel(self) -> Self:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(
+                    f"{key} has {len(values)} numbers || one, or one for each of the {self.channels} channels"
+                )
+        return self
+
+
+class TeacherSpec(Node):
+    """One frozen classifier: where it comes from, what it knows, where it is cut."""
+
+    name: Name
+    source: Source
+    weights: str | None = None
+    arguments: dict[str, Any] = {}
+    task: Task
+    labels: Annotated[list[Label], Field(min_length=1)]
+    blocks: Annotated[list[str], Field(min_length=1)]
+    input: InputSpec
+
+
+class TargetSpec(Node):
+    """The network that is wanted."""
+
+    labels: Literal["all"] | Annotated[list[Label], Field(min_length=1)] = "all"
+    backbone: str = "convnet"
+    arguments: dict[str, Any] = {}
+    branch_depth: Count | None = None
+    """Depth at which every teacher's branch leaves the trunk; without it B, behind the last block."""
+
+
+class GeneratorSpec(Node):
+    """The group-stack generator."""
+
+    latent: Count = 100
+    width: Annotated[float, Field(gt=0, le=16)] = 1.0
+    """Channels inside a group, as a multiple of those it is given."""
+    label_scale: Weight = 2.0
+    """Length of the fixed vector added to the latent for every sampled label, in standard deviations."""
+    labels_per_image: Count = 1
+    """Sampled label sets hold 1 to this many labels, all sizes equally often."""
+
+
+class LossWeights(Node):
+    """Weight of every loss term; a weight of 0 costs nothing."""
+
+    one_hot: Weight = 1.0
+    activation: Weight = 0.0
+    entropy: Weight = 0.0
+    discrete: Weight = 0.0
+    group: Weight = 0.3
+    batch_norm: Weight = 10.0
+    adversarial: Weight = 0.4
+    total_variation: Weight = 0.0
+    l2: Weight = 0.0
+    distill: Weight = 1.0
+
+
+class TrainingSpec(Node):
+    """How long, how large, how exact."""
+
+    recipe: Literal["joint"] = "joint"
+    steps: Count = 800
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Synthesized images a step, over all workers together."""
+    precision: Precision = "fp32"
+    workers: Count = 1
+    zero_stage: Literal[1, 2, 3] = 1
+    sampled_labels: bool = True
+    """Ask for sampled label sets; otherwise eq. 5 takes the teachers' own decisions as targets."""
+    dual_steps: Annotated[int, Field(ge=1)] = 4
+    """Steps of the dual generator for each step of the generator."""
+    fresh: Rate = 0.5
+    """Share of the newest synthesized batch in a dual batch; 1.0 remembered batch comes with it."""
+    memory_megabytes: Count = 512
+    generator_rate: Rate = 2e-3
+    dual_rate: Rate = 2e-3
+    fine_tune_steps: Annotated[int, Field(ge=0)] = 200
+    fine_tune_rate: Rate = 2e-4
+    threads: Count | None = None
+    """CPU threads of a worker; without it the cores that the servers leave, shared by the workers."""
+    worker_cpus: Annotated[float, Field(gt=0)] = 1.0
+    worker_gpus: Annotated[int, Field(ge=0)] = 0
+    report_every: Count = 10
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which a collective that waits ends the run."""
+
+
+class ServingSpec(Node):
+    """How the teachers are served."""
+
+    replicas: Count = 1
+    in_flight: Count = 4
+    """Calls that one client may have outstanding with one replica."""
+    cpus: Annotated[float, Field(gt=0)] = 0.5
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: Count = 1
+    cache_megabytes: Count = 1024
+    """Bound on the graphs that a server keeps between forward and pullback."""
+    strategy: Literal["pack", "spread"] = "pack"
+    start_timeout: Annotated[float, Field(gt=0)] = 120.0
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a dead server is started again."""
+    wait_for_nodes: bool = False
+    """The cluster can grow: wait for nodes that are not there yet instead of refusing the plan."""
+
+
+class EvaluationSpec(Node):
+    """Test data, for reporting only."""
+
+    source: DataSource
+    teachers: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    labels: list[Label] | None = None
+    """Names of the integer classes of the data, in their order; without it the integers themselves."""
+    split: Literal["train", "test"] = "test"
+
+
+class RunConfig(Node):
+    """One whole run."""
+
+    run: RunSection
+    teachers: Annotated[list[TeacherSpec], Field(min_length=1)]
+    target: TargetSpec = TargetSpec()
+    generator: GeneratorSpec = GeneratorSpec()
+    losses: LossWeights = LossWeights()
+    training: TrainingSpec = TrainingSpec()
+    serving: ServingSpec = ServingSpec()
+    evaluations: dict[Name, EvaluationSpec] = {}
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        _refuse_repeats("teachers", [teacher.name for teacher in self.teachers], "teacher name")
+        for index, teacher in enumerate(self.teachers):
+            _refuse_repeats(f"teachers.{index}.labels", teacher.labels, "label")
+            _refuse_repeats(f"teachers.{index}.blocks", teacher.blocks, "block")
+        self._check_target()
+        self._check_training()
+        for name, evaluation in self.evaluations.items():
+            known = [teacher.name for teacher in self.teachers]
+            for teacher in [] if evaluation.teachers == "all" else evaluation.teachers:
+                if teacher not in known:
+                    raise InputError(
+                        f"evaluations.{name}.teachers",
+                        f"no teacher is called {teacher!r}",
+                        f"one of {', '.join(known)}",
+                    )
+        return self
+
+    def _check_target(self) -> None:
+        union = list(dict.fromkeys(label for teacher in self.teachers for label in teacher.labels))
+        if self.target.labels != "all":
+            _refuse_repeats("target.labels", self.target.labels, "label")
+            for label in self.target.labels:
+                if label not in union:
+                    raise InputError(
+                        "target.labels",
+                        f"no teacher knows {label!r}",
+                        f"some of {', '.join(union)}",
+                    )
+        shallowest = min(len(teacher.blocks) for teacher in self.teachers)
+        if self.target.branch_depth is not None and self.target.branch_depth > shallowest:
+            raise InputError(
+                "target.branch_depth", f"is {self.target.branch_depth}", f"1 to {shallowest}"
+            )
+
+    def _check_training(self) -> None:
+        training = self.training
+        if training.batch_size % training.workers:
+            raise InputError(
+                "training.batch_size",
+                f"{training.batch_size} images cannot be shared equally by {training.workers} workers",
+                f"a multiple of {training.workers}",
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """The customised label set Y_cst, in the user's order."""
+        if self.target.labels != "all":
+            return list(self.target.labels)
+        return list(dict.fromkeys(label for teacher in self.teachers for label in teacher.labels))
+
+
+def load(path: str | Path, assignments: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, apply `dotted.key=value` assignments, and validate the result.
+
+    Raises:
+        InputError: the file, an assignment or a value is wrong.
+    """
+    tree = _read(Path(path))
+    for assignment in assignments or []:
+        _assign(tree, assignment)
+    return _absolute(parse(tree), Path(path).resolve().parent)
+
+
+def parse(tree: object) -> RunConfig:
+    """Validate a tree of plain data.
+
+    Raises:
+        InputError: with the first thing that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise _first(error, tree) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The whole configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("--config", f"{path} does not exist", "a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise InputError(
+            "--config", f"{path} cannot be read: {reason}", "a readable YAML file"
+        ) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(
+            "--config", f"{path}{where} is not YAML: {problem}", "valid YAML"
+        ) from None
+    if not isinstance(tree, dict):
+        raise InputError(
+            "--config", f"{path} holds no mapping", "sections such as run, teachers, training"
+        )
+    return tree
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, found, text = assignment.partition("=")
+    if not found or not key:
+        raise InputError("--set", f"{assignment!r} assigns nothing", "dotted.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(key, f"{text!r} is not a YAML value", "a number, text or [list]") from None
+    *path, last = key.split(".")
+    place: Any = tree
+    for depth, part in enumerate(path):
+        place = _step_into(place, part, ".".join(path[: depth + 1]))
+    if isinstance(place, list):
+        place[_index(place, last, key)] = value
+    else:
+        place[last] = value
+
+
+def _step_into(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        inner = place[_index(place, part, key)]
+    else:
+        inner = place.setdefault(part, {})
+        if inner is None:
+            inner = place[part] = {}
+    if not isinstance(inner, dict | list):
+        raise InputError(
+            key, "holds a single value, nothing can be set inside it", "a section or a list"
+        )
+    return inner
+
+
+def _index(place: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise InputError(key, f"{part!r} is no element of that list", f"0 to {len(place) - 1}")
+    return int(part)
+
+
+def _refuse_repeats(key: str, values: list[str], what: str) -> None:
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise InputError(key, f"the {what} {repeated!r} stands twice", "each once")
+
+
+def _absolute(config: RunConfig, folder: Path) -> RunConfig:
+    """Every relative path as an absolute one; `preset:` names and URIs stay as they are."""
+    teachers = [
+        t.model_copy(update={"weights": _located(t.weights, folder)}) for t in config.teachers
+    ]
+    evaluations = {}
+    for name, spec in config.evaluations.items():
+        kind, colon, place = spec.source.partition(":")
+        evaluations[name] = spec.model_copy(
+            update={"source": f"{kind}:{_located(place, folder)}"} if colon else {}
+        )
+    return config.model_copy(update={"teachers": teachers, "evaluations": evaluations})
+
+
+def _located(place: str | None, folder: Path) -> str | None:
+    if place is None or place.startswith("preset:") or re.match(r"^[a-z][a-z0-9+]*://", place):
+        return place
+    return str((folder / Path(place).expanduser()).resolve())
+
+
+def _first(error: ValidationError, tree: object) -> InputError:
+    problems = error.errors()
+    # A union reports once per member, with the member's name in the location: the deepest says most.
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    problem = (unknown or problems)[0]
+    location = _written_location(problem["loc"], tree)
+    key = ".".join(str(part) for part in location) or "--config"
+    if problem["type"] == "extra_forbidden":
+        return InputError(key, "unknown key", _nearest(location))
+    if problem["type"] == "missing":
+        return InputError(key, "is missing", "give it a value")
+    what, _, remedy = problem["msg"].removeprefix("Value error, ").partition(" || ")
+    if remedy:
+        return InputError(key, what, remedy)
+    return InputError(key, f"{_shown(problem['input'])} does not fit", what[:1].lower() + what[1:])
+
+
+def _written_location(location: tuple[int | str, ...], tree: object) -> list[int | str]:
+    """The part of pydantic's location that the user wrote, without the names of union members."""
+    written: list[int | str] = []
+    place = tree
+    for at, part in enumerate(location):
+        if isinstance(place, dict) and (part in place or at == len(location) - 1):
+            written.append(part)
+            place = place.get(part)
+        elif isinstance(place, list) and isinstance(part, int) and part < len(place):
+            written.append(part)
+            place = place[part]
+    return written
+
+
+def _nearest(location: list[int | str]) -> str:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        model = _inner(model, part)
+    known = list(model.model_fields) if model is not None else []
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
+
+
+def _inner(model: Any, part: int | str) -> Any:
+    """The node behind one step of a location, for a model, a list of models or a mapping to models."""
+    if not (isinstance(model, type) and issubclass(model, Node)):
+        return model
+    if str(part) not in model.model_fields:
+        return model  # an index into a list of it, or a key of a mapping to it
+    annotation = model.model_fields[str(part)].annotation
+    return next(
+        (
+            a
+            for a in [annotation, *_leaves(annotation)]
+            if isinstance(a, type) and issubclass(a, Node)
+        ),
+        None,
+    )
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    return [leaf for argument in get_args(annotation) for leaf in [argument, *_leaves(argument)]]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,42 @@
+"""The errors a user can meet, each with the exit code that a job ends with."""
+
+
+class DfkaError(Exception):
+    """Any failure that this package reports in one line."""
+
+    exit_code = 3
+
+
+class InputError(DfkaError):
+    """The user's input is wrong; nothing was started and nothing was written.
+
+    Deliberately no `ValueError`: pydantic lets it pass through unchanged.
+    """
+
+    exit_code = 2
+
+    def __init__(self, key: str, what: str, remedy: str) -> None:
+        super().__init__(key, what, remedy)
+        self.key, self.what, self.remedy = key, what, remedy
+
+    def __str__(self) -> str:
+        line = f"{self.key}: {self.what} ({self.remedy})"
+        return " ".join(line.split())
+
+
+class RunFailed(DfkaError):
+    """The run began and could not end."""
+
+
+class TeacherUnavailable(RunFailed):
+    """No replica of a teacher is left, or none answered in time."""
+
+
+class NonFiniteLoss(RunFailed):
+    """A loss term became infinite or not a number; no rank took the step."""
+
+
+class Interrupted(DfkaError):
+    """The run was stopped by a signal or by preemption."""
+
+    exit_code = 4

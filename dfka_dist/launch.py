@@ -1,0 +1,218 @@
+"""The `Amalgamator` inside a Ray Train job, and Ray itself: the only module that starts workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import yaml
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from dfka_dist.config import RunConfig, dump, parse
+from dfka_dist.errors import DfkaError, InputError, RunFailed
+from dfka_dist.teachers.placement import NodeResources, PlacementPlan
+from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.training.amalgamator import Amalgamator, Outcome, Record
+
+log = logging.getLogger(__name__)
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_COLOR_PREFIX": "0",
+}
+POLL_SECONDS = 0.5
+
+
+class _Inbox:
+    """What rank 0 tells the driver: records on the way, the outcome or the error at the end."""
+
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+        self._end: tuple[str, Any] | None = None
+
+    def post(self, record: Record) -> None:
+        self._records.append(record)
+
+    def end(self, kind: str, value: Any) -> None:
+        self._end = self._end or (kind, value)
+
+    def collect(self) -> tuple[list[Record], tuple[str, Any] | None]:
+        records, self._records = self._records, []
+        return records, self._end
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[NodeResources]]:
+    """Connect to a cluster, or start a private one on this machine; gives its nodes.
+
+    Args:
+        plan: what a private cluster must have room for; CPUs are shares there, not cores.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            assert plan is not None
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, -(-int(plan.cpus * 100) // 100)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        key = "run.address" if address else "ray"
+        raise InputError(
+            key, f"cannot connect: {error}", "the address of a running Ray cluster"
+        ) from error
+    try:
+        yield nodes()
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> list[NodeResources]:
+    """The living nodes of the cluster that this process is connected to."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        NodeResources(
+            name=node["NodeManagerAddress"],
+            cpus=float(node["Resources"].get("CPU", 0)),
+            gpus=float(node["Resources"].get("GPU", 0)),
+        )
+        for node in alive
+    ]
+
+
+def this_machine(config: RunConfig) -> list[NodeResources]:
+    """The one node of a private cluster: CPUs as many as are asked for, GPUs as many as there are."""
+    serving, training = config.serving, config.training
+    asked = (
+        serving.cpus * serving.replicas * len(config.teachers)
+        + training.worker_cpus * training.workers
+    )
+    return [
+        NodeResources(
+            name="this machine",
+            cpus=max(os.cpu_count() or 1, asked),
+            gpus=torch.cuda.device_count(),
+        )
+    ]
+
+
+def amalgamate(
+    config: RunConfig, teachers: ServedTeachers, on_record: Callable[[Record], None]
+) -> Outcome:
+    """Run the training workers and wait for what rank 0 returns.
+
+    Args:
+        on_record: called in this process with each record.
+
+    Raises:
+        DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
+    """
+    inbox = ray.remote(_Inbox).options(num_cpus=0).remote()
+    with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"config": dump(config), "teachers": teachers, "inbox": inbox},
+            scaling_config=_scaling(config),
+            run_config=TrainRunConfig(
+                name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=0),
+            ),
+            torch_config=TorchConfig(
+                backend="nccl" if config.training.worker_gpus else "gloo",
+                timeout_s=int(config.training.timeout),
+            ),
+        )
+        return _watch(trainer, inbox, on_record)
+
+
+def _watch(trainer: TorchTrainer, inbox: Any, on_record: Callable[[Record], None]) -> Outcome:
+    failure: list[Exception] = []
+    fit = threading.Thread(target=_fit, args=(trainer, failure), daemon=True)
+    fit.start()
+    end: tuple[str, Any] | None = None
+    while fit.is_alive():
+        fit.join(POLL_SECONDS)
+        records, end = ray.get(inbox.collect.remote())
+        for record in records:
+            on_record(record)
+    kind, value = end or ("", None)
+    if kind == "outcome":
+        return value  # type: ignore[no-any-return]
+    if kind == "error":
+        raise value
+    raise RunFailed(f"the training workers failed: {_innermost(failure)}") from (failure or [None])[
+        0
+    ]
+
+
+def _fit(trainer: TorchTrainer, failure: list[Exception]) -> None:
+    try:
+        trainer.fit()
+    except Exception as error:  # handed to the waiting thread, which raises
+        failure.append(error)
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """One worker of the trainer."""
+    config = parse(yaml.safe_load(settings["config"]))
+    training = config.training
+    torch.set_num_threads(training.threads or _spare_threads(config))
+    device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
+    first = ray.train.get_context().get_world_rank() == 0
+    inbox = settings["inbox"]
+    try:
+        outcome = Amalgamator(config, settings["teachers"], inbox.post.remote, device).run()
+    except DfkaError as error:
+        ray.get(inbox.end.remote("error", error))
+        raise
+    if first:
+        ray.get(inbox.end.remote("outcome", outcome))
+
+
+def _spare_threads(config: RunConfig) -> int:
+    """The cores that the servers leave, shared by the workers: too many threads wait for each other."""
+    serving = config.serving
+    servers = 0 if serving.gpus else serving.replicas * len(config.teachers) * serving.threads
+    return max(1, ((os.cpu_count() or 1) - servers) // config.training.workers)
+
+
+def _scaling(config: RunConfig) -> ScalingConfig:
+    training = config.training
+    resources = {"CPU": training.worker_cpus} | (
+        {"GPU": training.worker_gpus} if training.worker_gpus else {}
+    )
+    return ScalingConfig(
+        num_workers=training.workers,
+        use_gpu=bool(training.worker_gpus),
+        resources_per_worker=resources,
+    )
+
+
+def _innermost(failure: list[Exception]) -> str:
+    if not failure:
+        return "they ended without a result"
+    error: BaseException = failure[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"

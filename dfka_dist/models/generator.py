@@ -1,0 +1,137 @@
+"""The group-stack generator G: noise to an image, through features at every depth of the teachers (eq. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfka_dist.models.filters import Shape, TeacherFilter
+
+
+class Stack(NamedTuple):
+    """What the generator makes of one latent batch; features and filters run from group 1 to group B-1."""
+
+    images: Tensor
+    """(N, C, H, W) in [0, 1]: I_g, the output of group B."""
+    features: list[Tensor]
+    """F_g^j, (N, *shape of teacher depth B-j)."""
+    adapted: list[dict[str, Tensor]]
+    """Per group: a teacher's own form of the feature, for teachers of another shape only."""
+    gates: list[dict[str, Tensor]]
+    """Per group and teacher: the gate (N, C) of f_m^j (eq. 9)."""
+
+
+class GroupStackGenerator(nn.Module):
+    """Groups G^1..G^B; group j hands on a feature in the shape of teacher depth B-j.
+
+    Args:
+        latent: Z.
+        shapes: of depths 0..B-1 of the reference teacher; depth 0 is the image.
+        teachers: per teacher the shapes of its depths 0..B-1, for the filters; empty for none.
+        labels: C, how many labels can be asked for.
+        width: channels inside a group as a multiple of those it is given.
+    """
+
+    label_vectors: Tensor
+
+    def __init__(
+        self,
+        *,
+        latent: int,
+        shapes: Sequence[Shape],
+        teachers: dict[str, Sequence[Shape]],
+        labels: int,
+        width: float = 1.0,
+        label_scale: float = 2.0,
+    ) -> None:
+        super().__init__()
+        outputs = list(reversed(shapes))  # group 1 .. group B
+        first, wide = outputs[0], max(shape[0] for shape in shapes)
+        self.seed_shape = (wide, -(-first[1] // 2), -(-first[2] // 2))
+        vectors = nn.functional.normalize(torch.randn(labels, latent)) * latent**0.5 * label_scale
+        self.register_buffer("label_vectors", vectors)
+        self.project = nn.Linear(
+            latent, self.seed_shape[0] * self.seed_shape[1] * self.seed_shape[2]
+        )
+        inputs = [self.seed_shape, *outputs[:-1]]
+        self.groups = nn.ModuleList(
+            _Group(source=i, wanted=o, width=width, last=o is outputs[-1])
+            for i, o in zip(inputs, outputs, strict=True)
+        )
+        self.filters = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    TeacherFilter(source=ours, wanted=theirs)
+                    for ours, theirs in zip(outputs[:-1], list(reversed(own))[:-1], strict=True)
+                )
+                for name, own in teachers.items()
+            }
+        )
+
+    def forward(self, noise: Tensor, targets: Tensor) -> Stack:
+        """Make images and features.
+
+        Args:
+            noise: (N, Z), standard normal.
+            targets: (N, C), the label set asked of each image; all zero asks for nothing.
+        """
+        latent = noise + targets @ self.label_vectors
+        value = self.project(latent).unflatten(1, self.seed_shape)
+        value = value.contiguous(memory_format=torch.channels_last)
+        features = []
+        for group in self.groups:
+            value = group(value)
+            features.append(value)
+        adapted, gates = self._filter(features[:-1])
+        return Stack(features[-1], features[:-1], adapted, gates)
+
+    def _filter(
+        self, features: list[Tensor]
+    ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+        adapted: list[dict[str, Tensor]] = [{} for _ in features]
+        gates: list[dict[str, Tensor]] = [{} for _ in features]
+        for name, filters in self.filters.items():
+            for index, (own, feature) in enumerate(zip(filters, features, strict=True)):  # type: ignore[call-overload]
+                theirs = own.adapt(feature)
+                gates[index][name] = own.gate(theirs)
+                if own.adapter is not None:
+                    adapted[index][name] = theirs
+        return adapted, gates
+
+
+class _Group(nn.Module):
+    """Two convolutions at the smaller size, then sub-pixel enlargement (Shi et al., CVPR 2016).
+
+    The last group smooths a few channels at full size and ends in a sigmoid: a normalised end would force
+    zero-mean images, wrong for pictures that are mostly background.
+    """
+
+    def __init__(self, *, source: Shape, wanted: Shape, width: float, last: bool) -> None:
+        super().__init__()
+        inside = max(8, round(source[0] * width))
+        made = 8 * wanted[0] if last else wanted[0]
+        self.size = wanted[1:]
+        self.factor = max(-(-wanted[1] // source[1]), -(-wanted[2] // source[2]))
+        self.widen = nn.Conv2d(source[0], inside, kernel_size=3, padding=1, bias=False)
+        self.normalize = nn.BatchNorm2d(inside)
+        self.narrow = nn.Conv2d(inside, made * self.factor**2, kernel_size=3, padding=1)
+        self.end = (
+            nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(made, wanted[0], kernel_size=3, padding=1))
+            if last
+            else nn.Sequential(nn.BatchNorm2d(made), nn.ReLU())
+        )
+        self.last = last
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, *source) to (N, *wanted)."""
+        value = nn.functional.leaky_relu(self.normalize(self.widen(features)), 0.2)
+        value = nn.functional.pixel_shuffle(self.narrow(value), self.factor)
+        if value.shape[2:] != self.size:
+            value = nn.functional.interpolate(
+                value, size=self.size, mode="bilinear", antialias=True
+            )
+        made: Tensor = self.end(value)
+        return made.float().sigmoid() if self.last else made.float()

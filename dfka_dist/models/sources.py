@@ -1,0 +1,185 @@
+"""Where a teacher's network and its weights come from, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import pickle
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pyarrow import ArrowException
+from pyarrow import fs as arrow_fs
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from dfka_dist.config import PRESETS, TeacherSpec
+from dfka_dist.errors import InputError
+from dfka_dist.models.backbones import BUILTIN
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weight file holds."""
+
+    state: State
+    sha256: str
+
+
+def build(spec: TeacherSpec, key: str) -> nn.Module:
+    """The network of a teacher with its initial, random weights.
+
+    Args:
+        key: where the teacher stands in the configuration, for errors.
+
+    Raises:
+        InputError: the source cannot be found or does not take the arguments.
+    """
+    kind, _, name = spec.source.partition(":")
+    arguments = dict(spec.arguments)
+    if kind == "builtin":
+        if name not in BUILTIN:
+            raise InputError(
+                f"{key}.source", f"no built-in network {name!r}", f"one of {', '.join(BUILTIN)}"
+            )
+        factory = BUILTIN[name]
+        arguments = {"channels": spec.input.channels, "labels": len(spec.labels)} | arguments
+    else:
+        factory = _imported(kind, name, f"{key}.source")
+    try:
+        network = factory(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}.arguments", str(error), f"what {spec.source} takes") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"{key}.source",
+            f"{spec.source} gives a {type(network).__name__}",
+            "a callable that gives a torch.nn.Module",
+        )
+    return network
+
+
+def read_weights(spec: TeacherSpec, key: str) -> Weights:
+    """The state of a teacher, from its file.
+
+    Raises:
+        InputError: the file is missing, truncated, a pickle, or of another kind.
+    """
+    place = f"{key}.weights"
+    if spec.weights is None:
+        raise InputError(place, "is missing", "a .safetensors or .pt file")
+    content = _read(spec.weights, place)
+    suffix = Path(spec.weights).suffix
+    if suffix == ".safetensors":
+        state = _from_safetensors(content, spec.weights, place)
+    elif suffix in (".pt", ".pth"):
+        state = _from_torch(content, spec.weights, place)
+    else:
+        raise InputError(
+            place,
+            f"{spec.weights} is neither .safetensors nor .pt",
+            "save the state dict as .safetensors",
+        )
+    return Weights(state, hashlib.sha256(content).hexdigest())
+
+
+def read_all_weights(specs: Sequence[TeacherSpec]) -> dict[str, Weights]:
+    """The weights of every teacher of a run, by name.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    return {spec.name: read_weights(spec, f"teachers.{index}") for index, spec in enumerate(specs)}
+
+
+def load_state(network: nn.Module, state: State, key: str) -> None:
+    """Load a teacher's state into its network; every tensor must find its place.
+
+    Raises:
+        InputError: naming the tensors that are missing, left over or of another shape.
+    """
+    own = network.state_dict()
+    wrong = [
+        f"{name} is missing"
+        for name in own
+        if name not in state and not name.endswith("num_batches_tracked")
+    ]
+    wrong += [f"{name} has no place" for name in state if name not in own]
+    wrong += [
+        f"{name} is {list(state[name].shape)} for {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise InputError(
+            f"{key}.weights",
+            f"do not belong to this architecture: {'; '.join(wrong[:4])}{more}",
+            "the weights that were trained with this source and these labels",
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _imported(module: str, name: str, key: str) -> type[nn.Module]:
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise InputError(
+            key, f"cannot import {module}: {error}", "an importable package.module:callable"
+        ) from error
+    except AttributeError:
+        raise InputError(key, f"{module} has no {name!r}", "a callable of that module") from None
+    if not callable(found):
+        raise InputError(
+            key, f"{module}:{name} cannot be called", "a callable that gives a torch.nn.Module"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _read(uri: str, key: str) -> bytes:
+    if uri.startswith("preset:"):
+        uri = str(PRESETS / uri.removeprefix("preset:"))
+    try:
+        filesystem, path = arrow_fs.FileSystem.from_uri(uri)
+        with filesystem.open_input_file(path) as stream:
+            return bytes(stream.readall())
+    except (OSError, ArrowException, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = f"{uri} does not exist" if missing else f"{uri} cannot be read: {error}"
+        raise InputError(key, what, "a file or a pyarrow.fs URI that can be read") from error
+
+
+def _from_safetensors(content: bytes, uri: str, key: str) -> State:
+    try:
+        return load_safetensors(content)
+    except SafetensorError as error:
+        raise InputError(
+            key, f"{uri} is truncated or no safetensors file: {error}", "an intact file"
+        ) from error
+
+
+def _from_torch(content: bytes, uri: str, key: str) -> State:
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            key,
+            f"{uri} holds pickled code, not only tensors",
+            "torch.save(model.state_dict(), ...)",
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise InputError(key, f"{uri} is truncated or no torch file", "an intact file") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, Tensor) for value in loaded.values()
+    ):
+        raise InputError(key, f"{uri} holds no state dict", "torch.save(model.state_dict(), ...)")
+    return dict(loaded)

@@ -1,0 +1,142 @@
+"""Cutting a network into blocks and a head, so that it can be entered at any depth.
+
+The cut is PyTorch's own (`torch.distributed.pipelining`). Before anybody relies on it, the cut network is
+proved equal to the whole one at two batch sizes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.pipelining import SplitPoint, pipeline
+
+from dfka_dist.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class BlockChain(nn.Module):
+    """A network as B blocks and a head; depth b lies behind block b, depth 0 is the input."""
+
+    def __init__(self, stages: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    @property
+    def depth(self) -> int:
+        """B, the number of blocks."""
+        return len(self.stages) - 1
+
+    def walk(self, inputs: Tensor, start: int = 0) -> Iterator[Tensor]:
+        """What lies at depths start+1..B and behind the head (logits), for what lies at depth `start`."""
+        value = inputs
+        for stage in list(self.stages)[start:]:
+            value = stage(value)
+            yield value
+
+    def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
+        """Logits (N, K) for what lies at depth `start`."""
+        *_, logits = self.walk(inputs, start)
+        return logits
+
+    def tail(self, depth: int) -> nn.Sequential:
+        """The blocks behind `depth` and the head, as one network."""
+        return nn.Sequential(*list(self.stages)[depth:])
+
+    def find(self, path: str) -> nn.Module:
+        """The part that the whole network had at this module path.
+
+        Raises:
+            KeyError: no stage holds it.
+        """
+        for stage in self.stages:
+            try:
+                return stage.get_submodule(path)
+            except AttributeError:
+                continue
+        raise KeyError(path)
+
+    def place(self, path: str) -> int:
+        """Index of the stage that holds this module path."""
+        part = self.find(path)
+        return next(
+            i for i, stage in enumerate(self.stages) if any(part is m for m in stage.modules())
+        )
+
+
+def cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) -> BlockChain:
+    """Cut behind each block, in the order given.
+
+    Args:
+        network: in eval mode, weights loaded.
+        blocks: module names whose outputs end a block.
+        example: (N, C, H, W) input with N >= 2.
+        key: where the teacher stands in the configuration, for errors.
+
+    Raises:
+        InputError: a block does not exist, or the network cannot be cut there.
+    """
+    known = dict(network.named_modules())
+    for block in blocks:
+        if block not in known:
+            raise InputError(
+                f"{key}.blocks", f"no block is called {block!r}", f"some of {_choices(network)}"
+            )
+    chain = _cut(network, blocks, example, key)
+    for batch in (example, example[:1]):
+        with torch.no_grad():
+            _prove_equal(chain, network, batch, key)
+    return chain
+
+
+def _cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) -> BlockChain:
+    spec = dict.fromkeys(blocks, SplitPoint.END)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe = pipeline(network, (example,), split_spec=spec)
+    except Exception as error:  # torch.export has no common error of its own
+        raise _uncuttable(key, str(error)) from error
+    if pipe.num_stages != len(blocks) + 1:
+        raise _uncuttable(
+            key, f"{pipe.num_stages} stages came out for {len(blocks)} blocks and a head"
+        )
+    stages = [pipe.get_stage_module(index) for index in range(pipe.num_stages)]
+    return BlockChain(stages)
+
+
+def _prove_equal(chain: BlockChain, network: nn.Module, batch: Tensor, key: str) -> None:
+    whole = network(batch.clone())
+    try:
+        value = batch.clone()
+        for depth, stage in enumerate(chain.stages, 1):
+            value = stage(value)
+            if not isinstance(value, Tensor):
+                raise _uncuttable(key, f"behind block {depth} there are several tensors")
+    except RuntimeError as error:
+        raise _uncuttable(key, f"at batch size {len(batch)}: {error}") from error
+    if value.shape != whole.shape or not torch.equal(value, whole):
+        raise _uncuttable(
+            key, f"the cut network differs from the whole one at batch size {len(batch)}"
+        )
+
+
+def _uncuttable(key: str, why: str) -> InputError:
+    reason = why.strip().splitlines()[0][:200] if why.strip() else "the export failed"
+    return InputError(
+        f"{key}.blocks",
+        f"this network cannot be cut there: {reason}",
+        "blocks between which one tensor flows",
+    )
+
+
+def _choices(network: nn.Module) -> str:
+    """Module names a user may have meant: children and grandchildren that are no mere containers' parts."""
+    names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
+    top = [name for name in names if "." not in name]
+    shown = top if len(top) > 2 else names
+    return ", ".join(shown[:40])

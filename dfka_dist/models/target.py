@@ -1,0 +1,225 @@
+"""The dual generator T and the `TargetNet` that it becomes: one trunk, one branch per teacher."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dfka_dist.config import InputSpec, Node, TeacherSpec
+from dfka_dist.errors import InputError
+from dfka_dist.models import sources
+from dfka_dist.models.backbones import TRUNKS
+from dfka_dist.models.filters import Shape, TeacherFilter
+from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.splitting import cut
+
+
+class BranchPoint(Node):
+    """Where a teacher's branch leaves the trunk, and which of its labels are kept."""
+
+    teacher: TeacherSpec
+    depth: int
+    shape: Shape
+    """(C, H, W) of the teacher's feature at that depth."""
+    labels: list[str]
+
+
+class Architecture(Node):
+    """Everything but the weights; `config.json` of a saved target."""
+
+    dfka_dist: str
+    labels: list[str]
+    input: InputSpec
+    backbone: str
+    arguments: dict[str, Any]
+    branches: list[BranchPoint]
+
+
+class DualGenerator(nn.Module):
+    """Blocks T^1..T^p from random weights, and a filter per teacher at its branch depth.
+
+    `forward` gives what each teacher's remaining blocks and head shall eat, {teacher: (N, *shape)}.
+    """
+
+    def __init__(self, design: Architecture) -> None:
+        super().__init__()
+        self.preprocessing = Preprocessing(design.input)
+        deepest = max(branch.depth for branch in design.branches)
+        blocks = _trunk(design)
+        if deepest > len(blocks):
+            raise InputError(
+                "target.branch_depth",
+                f"is {deepest}",
+                f"1 to {len(blocks)}, the blocks of the backbone",
+            )
+        self.blocks = blocks[:deepest]
+        shapes = self.shapes(design.input)
+        self.depths = {branch.teacher.name: branch.depth for branch in design.branches}
+        self.filters = nn.ModuleDict(
+            {
+                b.teacher.name: TeacherFilter(source=shapes[b.depth], wanted=b.shape)
+                for b in design.branches
+            }
+        )
+
+    def shapes(self, spec: InputSpec) -> list[Shape]:
+        """(C, H, W) at depths 0..p."""
+        value = torch.zeros(1, spec.channels, spec.size, spec.size)
+        shapes: list[Shape] = [tuple(value.shape[1:])]  # type: ignore[list-item]
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            for block in self.blocks:
+                value = block(value)
+                shapes.append(tuple(value.shape[1:]))  # type: ignore[arg-type]
+        self.train(was_training)
+        return shapes
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Filtered features of images (N, C, H, W) in [0, 1]."""
+        value = self.preprocessing(images).contiguous(memory_format=torch.channels_last)
+        features = [value]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return {
+            name: self.filters[name](features[depth]).float() for name, depth in self.depths.items()
+        }
+
+
+class TargetNet(nn.Module):
+    """The network that was wanted: the dual generator as a trunk, the teachers' own tails behind it."""
+
+    def __init__(self, design: Architecture) -> None:
+        super().__init__()
+        self.design = design
+        self.labels = list(design.labels)
+        self.trunk = DualGenerator(design)
+        self.tails = nn.ModuleDict(
+            {b.teacher.name: _tail(b, i) for i, b in enumerate(design.branches)}
+        )
+        self.kept = {
+            b.teacher.name: [b.teacher.labels.index(label) for label in b.labels]
+            for b in design.branches
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """{teacher: logits (N, kept labels)} of images (N, C, H, W) in [0, 1], of any size."""
+        return self.judge(self.trunk(images))
+
+    def judge(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{teacher: logits (N, kept labels)}, what the tails say of the trunk's filtered features."""
+        return {name: tail(features[name])[:, self.kept[name]] for name, tail in self.tails.items()}
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Probabilities (N, C) in the order of `labels`; a label known to two teachers is averaged."""
+        probabilities = torch.zeros(len(images), len(self.labels), device=images.device)
+        voices = torch.zeros(len(self.labels), device=images.device)
+        logits = self(images)
+        for branch in self.design.branches:
+            columns = [self.labels.index(label) for label in branch.labels]
+            own = logits[branch.teacher.name].float()
+            single = branch.teacher.task == "single_label"
+            probabilities[:, columns] += own.softmax(1) if single else own.sigmoid()
+            voices[columns] += 1
+        return probabilities / voices
+
+    def parameter_count(self) -> int:
+        """Number of parameters, tails included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, the same bytes for the same network."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(
+            self.design.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
+        state = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
+        }
+        save_file(state, place / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, allow_code: Sequence[str] = ()) -> Self:
+        """Load a saved target in eval mode; no teacher's file is needed.
+
+        Args:
+            allow_code: modules from which parts of the network may be imported.
+
+        Raises:
+            InputError: a file is missing or broken, or a part needs a module that is not allowed.
+        """
+        place = Path(folder)
+        design = _read_design(place / "config.json")
+        for branch in design.branches:
+            module = branch.teacher.source.partition(":")[0]
+            if module != "builtin" and module not in allow_code:
+                raise InputError(
+                    "allow_code", f"{place} needs code from {module}", f'allow_code=["{module}"]'
+                )
+        net = cls(design)
+        net._load(place / "model.safetensors")
+        return net.eval()
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = load_file(path)
+            self.load_state_dict(state)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                "--target-net", f"{path} cannot be read: {error}", "an intact saved target"
+            ) from error
+        except RuntimeError as error:
+            raise InputError(
+                "--target-net", f"{path} does not fit its config.json", "an intact saved target"
+            ) from error
+
+
+def version() -> str:
+    """The installed version of this package."""
+    return importlib.metadata.version("dfka_dist")
+
+
+def _trunk(design: Architecture) -> nn.ModuleList:
+    if design.backbone not in TRUNKS:
+        raise InputError(
+            "target.backbone", f"no backbone {design.backbone!r}", f"one of {', '.join(TRUNKS)}"
+        )
+    try:
+        return TRUNKS[design.backbone](channels=design.input.channels, **design.arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "target.arguments", str(error), f"what the backbone {design.backbone} takes"
+        ) from error
+
+
+def _tail(branch: BranchPoint, index: int) -> nn.Module:
+    spec, key = branch.teacher, f"branches.{index}.teacher"
+    # The weights come from elsewhere: building must not disturb anybody's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        network = sources.build(spec, key).eval()
+        example = torch.rand(2, spec.input.channels, spec.input.size, spec.input.size)
+    return cut(network, spec.blocks, example, key).tail(branch.depth)
+
+
+def _read_design(path: Path) -> Architecture:
+    try:
+        return Architecture.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(
+            "--target-net", f"{path} cannot be read: {error.strerror}", "a saved target"
+        ) from error
+    except (ValidationError, ValueError) as error:
+        raise InputError(
+            "--target-net", f"{path} describes no target", "the config.json that was saved"
+        ) from error

@@ -1,0 +1,272 @@
+"""What a person looks at: the metrics log, the sample sheet, the report and the model card.
+
+Everything is made from plain data (`result.json`, the records of `metrics.jsonl`, `samples.png`),
+so that a report can be made again, and is the same again, from the files of a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import jinja2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfka_dist.progress import clock
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+Record = Mapping[str, Any]
+"""One line of metrics.jsonl: phase, step, steps, global_step, seconds, losses, rates, waits."""
+
+_CELL = 56  # pixels that a sample at least takes; more than 112 only cost space
+_ROWS = 100  # rows of a sample sheet: a thousand labels would make a picture nothing can open
+_POINTS = 300  # points of a loss curve, about one per pixel
+
+
+class MetricsLog:
+    """Records to `metrics.jsonl` and to TensorBoard event files in `tensorboard/`.
+
+    Opened on the folder of an earlier run it continues: `records` begins with what is there, and
+    whatever stands at or after the first new `global_step` is replaced, for a run that resumes from
+    a checkpoint goes through those steps again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self._events = folder / "tensorboard"
+        self._writer: SummaryWriter | None = None
+        self.records: list[dict[str, Any]] = list(_read_records(self._path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; it is on disk (JSON) when this returns."""
+        step = record["global_step"]
+        if self._writer is None:
+            self._open(step)
+        assert self._writer is not None
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for tag, value in _scalars(record):
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+        self.records.append(record)
+
+    def _open(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        kept = [record for record in self.records if record["global_step"] < step]
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+        purged = step if self.records else None
+        self._writer = SummaryWriter(str(self._events), purge_step=purged)
+        self.records = kept
+
+
+def save_samples(images: Tensor, row_labels: Sequence[str], path: Path) -> None:
+    """Draw a sheet of images, a row for each label, its name at the left.
+
+    Pixels are shown as they are, not smoothed. Of more than 100 labels the first 100 are drawn.
+
+    Args:
+        images: (L * R, C, H, W) in [0, 1], R in a row, C is 1 or 3.
+        row_labels: the L names.
+        path: PNG file to write.
+    """
+    # The object interface: pyplot would keep state for the whole process and ask for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    per_row = len(images) // len(row_labels)
+    names = list(row_labels[:_ROWS])
+    grid, cell = _grid(images[: len(names) * per_row], per_row)
+    margin = 16 + 8 * max(len(_short(name)) for name in names)
+    note = 0 if len(names) == len(row_labels) else 24
+    height, width = grid.shape[0] + note, grid.shape[1] + margin
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    figure.figimage(grid, xo=margin, yo=note)
+    for row, name in enumerate(names):
+        up = 1 - (row + 0.5) * cell / height
+        # Labels are other people's words: "$" is no formula here.
+        text = figure.text((margin - 8) / width, up, _short(name), ha="right", va="center")
+        text.set(fontsize=9, parse_math=False)
+    if note:
+        figure.text(8 / width, 6 / height, f"and {len(row_labels) - _ROWS} more", fontsize=9)
+    figure.set_canvas(FigureCanvasAgg(figure))
+    figure.savefig(path, format="png")
+
+
+def write_report(
+    folder: Path, result: Mapping[str, Any], records: Sequence[Record], configuration: str
+) -> None:
+    """Write `report.html`, one file that opens without a network.
+
+    Args:
+        folder: where it goes, and where `samples.png` may be.
+        result: what `result.json` holds.
+        records: what `metrics.jsonl` holds.
+        configuration: the text of `resolved.yaml`.
+    """
+    samples = folder / "samples.png"
+    page = _templates().get_template("report.html.j2")
+    html = page.render(
+        result=result,
+        configuration=configuration,
+        samples=base64.b64encode(samples.read_bytes()).decode() if samples.exists() else None,
+        curves=_curves(records),
+        phases=_phase_rows(result, records),
+        largest=max((teacher["parameters"] for teacher in result["teachers"]), default=0),
+    )
+    (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def write_model_card(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write `README.md`, the model card that lies beside the weights."""
+    card = _templates().get_template("model_card.md.j2").render(result=result)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _read_records(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+            log.warning("%s: line %d is not complete, left out", path.name, number)
+
+
+def _scalars(record: Record) -> Iterable[tuple[str, float]]:
+    phase = record["phase"]
+    for term, value in record["losses"].items():
+        yield f"{phase}/{term}", value
+    if "images_per_second" in record:
+        yield f"{phase}/images_per_second", record["images_per_second"]
+    for cause, share in record.get("waits", {}).items():
+        yield f"{phase}/waits_{cause}", share
+
+
+def _grid(images: Tensor, per_row: int) -> tuple[np.ndarray[Any, Any], int]:
+    """All images in one picture uint8 (H, W, 3) with thin gaps, and the height of a row."""
+    images = images.detach().float().cpu().clamp(0, 1)
+    if images.shape[-1] > 2 * _CELL:
+        images = functional.interpolate(images, size=(2 * _CELL, 2 * _CELL), mode="area")
+    else:
+        times = -(-_CELL // images.shape[-1])
+        images = images.repeat_interleave(times, 2).repeat_interleave(times, 3)
+    images = functional.pad(images.expand(-1, 3, -1, -1), (1, 1, 1, 1), value=1.0)
+    _, _, high, wide = images.shape
+    rows = images.reshape(-1, per_row, 3, high, wide).permute(0, 3, 1, 4, 2)
+    return (rows.reshape(-1, per_row * wide, 3) * 255).round().to(torch.uint8).numpy(), high
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 24 else label[:23] + "…"
+
+
+def _curves(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One small picture per loss term: its values over all steps, phases side by side."""
+    own: dict[str, list[Record]] = {}
+    for record in records:
+        for term, value in record["losses"].items():
+            if math.isfinite(value):  # the report of a run that failed must still be drawn
+                own.setdefault(term, []).append(record)
+    return [_curve(term, found, records) for term, found in own.items()]
+
+
+def _curve(term: str, own: Sequence[Record], every: Sequence[Record]) -> dict[str, Any]:
+    """Points in a box of 100 by 100; a line is broken where a phase ends."""
+    values = [record["losses"][term] for record in own]
+    low, high = min(values), max(values)
+    first, last = every[0]["global_step"], every[-1]["global_step"]
+    stride = -(-len(own) // _POINTS)
+    lines: dict[str, list[str]] = {}
+    for at, (record, value) in enumerate(zip(own, values, strict=True)):
+        if at % stride == 0 or at == len(own) - 1:
+            across = 100 * (record["global_step"] - first) / max(last - first, 1)
+            up = 100 * (high - value) / ((high - low) or 1)
+            lines.setdefault(record["phase"], []).append(f"{across:.2f},{up:.2f}")
+    return {
+        "term": term,
+        "low": low,
+        "high": high,
+        "last": values[-1],
+        "lines": {phase: " ".join(points) for phase, points in lines.items()},
+    }
+
+
+def _phase_rows(result: Mapping[str, Any], records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The phases, with how fast they were and what they waited for; last what lay around them."""
+    whole = result["seconds"]["wall"]
+    rows = []
+    for phase in result["phases"]:
+        own = [record for record in records if record["phase"] == phase["name"]]
+        causes = dict.fromkeys(cause for record in own for cause in record.get("waits", {}))
+        waits = {c: _mean([r["waits"][c] for r in own if c in r.get("waits", {})]) for c in causes}
+        speeds = [r["images_per_second"] for r in own if "images_per_second" in r]
+        speed = _mean(speeds) if speeds else None
+        rows.append({**phase, "waits": waits, "images_per_second": speed})
+    around = max(whole - sum(row["seconds"] for row in rows), 0.0)
+    rows.append({"name": "start, scores and saving", "seconds": around, "waits": {}})
+    total = sum(row["seconds"] for row in rows) or 1.0
+    return [{**row, "share": row["seconds"] / total} for row in rows]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dfka_dist", "templates"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "figure": _figure,
+        "clock": clock,
+        "markdown": _markdown,
+    }
+    return environment
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "\N{EN DASH}" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _figure(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:.3g}"
+
+
+def _markdown(text: object) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    line = " ".join(str(text).split())
+    return re.sub(r"[\\`*|<>\[\]~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

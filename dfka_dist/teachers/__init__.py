@@ -1,0 +1,1 @@
+"""Frozen teachers that answer, and carry gradients back, wherever they live."""

@@ -1,0 +1,216 @@
+"""Teachers in the caller's own process, and the cache of graphs that they share with served ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from dfka_dist.config import Precision
+from dfka_dist.teachers.interface import (
+    BatchNormSums,
+    InputGradient,
+    Question,
+    TeacherDescription,
+    TeacherOutput,
+    Wanted,
+)
+from dfka_dist.teachers.teacher import Teacher
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class _Graph:
+    inputs: Tensor
+    gate: Tensor | None
+    output: TeacherOutput
+    nbytes: int
+
+
+class RememberingTeacher:
+    """A teacher that keeps the graphs of its newest answers, bounded in bytes, and redoes those it lost."""
+
+    def __init__(self, teacher: Teacher, cache_bytes: int) -> None:
+        self.teacher = teacher
+        self._bound = cache_bytes
+        self._graphs: OrderedDict[str, _Graph] = OrderedDict()
+        self.recomputed = 0
+
+    def forward(
+        self,
+        key: str,
+        inputs: Tensor,
+        *,
+        depth: int,
+        gate: Tensor | None,
+        wanted: Wanted,
+        precision: Precision,
+    ) -> TeacherOutput:
+        """Answer; the graph is kept under `key` if a gradient is wanted."""
+        if not wanted.gradient:
+            with torch.no_grad():
+                return self.teacher.forward(
+                    inputs, depth=depth, gate=gate, wanted=wanted, precision=precision
+                )
+        graph = self._run(inputs, depth, gate, wanted, precision)
+        self._keep(key, graph)
+        return _detached(graph.output)
+
+    def pullback(
+        self,
+        key: str,
+        inputs: Callable[[], Tensor],
+        cotangents: TeacherOutput,
+        *,
+        depth: int,
+        gate: Tensor | None,
+        wanted: Wanted,
+        precision: Precision,
+    ) -> InputGradient:
+        """Gradients of inputs and gate; from the kept graph, or from a new one if it is gone.
+
+        Args:
+            inputs: fetches them; called only for a new graph.
+        """
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            self.recomputed += 1
+            graph = self._run(inputs(), depth, gate, wanted, precision)
+        pairs = [
+            (o, c)
+            for o, c in zip(_parts(graph.output), _parts(cotangents), strict=True)
+            if c is not None
+        ]
+        leaves = [graph.inputs] if graph.gate is None else [graph.inputs, graph.gate]
+        outputs = [output for output, _ in pairs if output is not None]
+        gradients = torch.autograd.grad(outputs, leaves, [c for _, c in pairs])
+        return InputGradient(gradients[0], gradients[1] if graph.gate is not None else None)
+
+    def knows(self, key: str) -> bool:
+        """Whether the graph of this question is still kept."""
+        return key in self._graphs
+
+    def drop(self, key: str) -> None:
+        """Forget a graph, if it is there."""
+        self._graphs.pop(key, None)
+
+    def _run(
+        self, inputs: Tensor, depth: int, gate: Tensor | None, wanted: Wanted, precision: Precision
+    ) -> _Graph:
+        inputs = inputs.detach().requires_grad_()
+        gate = None if gate is None else gate.detach().requires_grad_()
+        held: dict[int, int] = {}
+
+        def weigh(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with (
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor),
+        ):
+            output = self.teacher.forward(
+                inputs, depth=depth, gate=gate, wanted=wanted, precision=precision
+            )
+        return _Graph(inputs, gate, output, sum(held.values()))
+
+    def _keep(self, key: str, graph: _Graph) -> None:
+        self._graphs[key] = graph
+        while self._graphs and sum(g.nbytes for g in self._graphs.values()) > self._bound:
+            self._graphs.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Ready(Generic[Answer]):
+    """An answer that is there already; a `Pending`."""
+
+    answer: Answer
+
+    def result(self) -> Answer:
+        """The answer."""
+        return self.answer
+
+
+class LocalTeachers:
+    """`Teachers` in this process; answers are computed when they are asked for."""
+
+    def __init__(self, teachers: Mapping[str, Teacher], cache_bytes: int = 1 << 30) -> None:
+        self._teachers = {
+            name: RememberingTeacher(teacher, cache_bytes) for name, teacher in teachers.items()
+        }
+
+    @property
+    def descriptions(self) -> dict[str, TeacherDescription]:
+        """By name, in the order of the configuration."""
+        return {name: kept.teacher.description for name, kept in self._teachers.items()}
+
+    @property
+    def waited(self) -> float:
+        """Nothing: the caller computes the answers itself."""
+        return 0.0
+
+    def forward(self, question: Question) -> Ready[dict[str, TeacherOutput]]:
+        """See `Teachers.forward`."""
+        return Ready(
+            {
+                name: self._teachers[name].forward(
+                    question.key,
+                    question.inputs,
+                    depth=question.depth,
+                    gate=question.gates.get(name),
+                    wanted=question.wanted,
+                    precision=question.precision,
+                )
+                for name in question.teachers
+            }
+        )
+
+    def pullback(
+        self, question: Question, cotangents: Mapping[str, TeacherOutput]
+    ) -> Ready[dict[str, InputGradient]]:
+        """See `Teachers.pullback`."""
+        return Ready(
+            {
+                name: self._teachers[name].pullback(
+                    question.key,
+                    lambda: question.inputs,
+                    own,
+                    depth=question.depth,
+                    gate=question.gates.get(name),
+                    wanted=question.wanted,
+                    precision=question.precision,
+                )
+                for name, own in cotangents.items()
+            }
+        )
+
+    def drop(self, question: Question) -> None:
+        """See `Teachers.drop`."""
+        for name in question.teachers:
+            self._teachers[name].drop(question.key)
+
+    def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
+        """See `Teachers.tail`."""
+        return dict(self._teachers[teacher].teacher.chain.tail(depth).state_dict())
+
+
+def _parts(output: TeacherOutput) -> tuple[Tensor | None, ...]:
+    sums = output.sums
+    return output.logits, output.embedding, sums and sums.first, sums and sums.second
+
+
+def _detached(output: TeacherOutput) -> TeacherOutput:
+    sums = output.sums
+    return TeacherOutput(
+        None if output.logits is None else output.logits.detach(),
+        None if output.embedding is None else output.embedding.detach(),
+        None
+        if sums is None
+        else BatchNormSums(sums.count, sums.first.detach(), sums.second.detach()),
+    )

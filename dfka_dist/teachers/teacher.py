@@ -1,0 +1,190 @@
+"""One frozen teacher: preprocessing, blocks and head, entered at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfka_dist.config import Precision, TeacherSpec
+from dfka_dist.errors import InputError
+from dfka_dist.models import sources
+from dfka_dist.models.filters import Shape
+from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.splitting import BlockChain, cut
+from dfka_dist.teachers.interface import (
+    BatchNormLayer,
+    BatchNormSums,
+    TeacherDescription,
+    TeacherOutput,
+    Wanted,
+)
+
+
+class Teacher:
+    """A pure function of its inputs; its parameters and buffers never change.
+
+    Args:
+        spec: what it is; `key` says where that stands in the configuration, for errors.
+        weights: what its file holds.
+
+    Raises:
+        InputError: source, weights, blocks or labels are wrong.
+    """
+
+    def __init__(self, spec: TeacherSpec, key: str, weights: sources.Weights) -> None:
+        network = sources.build(spec, key)
+        sources.load_state(network, weights.state, key)
+        self.sha256 = weights.sha256
+        network.eval().requires_grad_(False)
+        self.spec = spec
+        self.preprocessing = Preprocessing(spec.input)
+        self.chain = cut(network, spec.blocks, _example(spec), key)
+        self.chain.requires_grad_(False)
+        self._embedding = _last_linear(network)
+        self._parts = _batch_norms(network, self.chain)
+        self._inputs: dict[str, Tensor] = {}
+        self._listening = False
+        for path in [
+            *[layer.path for layer, _ in self._parts],
+            *([self._embedding] if self._embedding else []),
+        ]:
+            self.chain.find(path).register_forward_pre_hook(self._hear(path))
+        self.description = self._describe(network, key)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move to a device; in place."""
+        self.chain.to(device)
+        self.preprocessing.to(device)
+        return self
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        depth: int = 0,
+        gate: Tensor | None = None,
+        wanted: Wanted,
+        precision: Precision = "fp32",
+    ) -> TeacherOutput:
+        """Differentiable answer for inputs (N, C, H, W) at a depth; see `Question`."""
+        self._inputs, self._listening = {}, wanted.sums or wanted.embedding
+        value = inputs if gate is None else inputs * gate[:, :, None, None]
+        value = value if depth else self.preprocessing(value)
+        try:
+            with torch.autocast(value.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = self.chain(
+                    value.contiguous(memory_format=torch.channels_last), start=depth
+                )
+            return TeacherOutput(
+                _at_least_fp32(logits),
+                _at_least_fp32(self._inputs[self._embedding])
+                if wanted.embedding and self._embedding
+                else None,
+                self._sums(depth) if wanted.sums else None,
+            )
+        finally:
+            self._inputs, self._listening = {}, False
+
+    def _hear(self, path: str):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if self._listening:
+                self._inputs[path] = arguments[0]
+
+        return hook
+
+    def _sums(self, depth: int) -> BatchNormSums:
+        """Differentiable sums of the layers that ran; zero for those in front of `depth`."""
+        counts, firsts, seconds = [], [], []
+        for layer, mean in self._parts:
+            value = self._inputs.get(layer.path)
+            if value is None:
+                count, first, second = 0, mean.new_zeros(mean.shape), mean.new_zeros(mean.shape)
+            else:
+                value = _at_least_fp32(value)
+                dims = [0, *range(2, value.ndim)]
+                count = value.numel() // value.shape[1]
+                centred = value - mean.to(value.dtype).view(1, -1, *[1] * (value.ndim - 2))
+                first, second = centred.sum(dims), centred.square().sum(dims)
+            counts.append(count)
+            firsts.append(first)
+            seconds.append(second)
+        if not counts:
+            return BatchNormSums(torch.zeros(0), torch.zeros(0), torch.zeros(0))
+        first = torch.cat(firsts)
+        return BatchNormSums(first.new_tensor(counts), first, torch.cat(seconds))
+
+    def _describe(self, network: nn.Module, key: str) -> TeacherDescription:
+        spec = self.spec
+        with torch.no_grad():
+            images = torch.rand(1, spec.input.channels, spec.input.size, spec.input.size)
+            self._listening = True
+            *features, logits = self.chain.walk(self.preprocessing(images))
+            embedding = self._inputs[self._embedding] if self._embedding else None
+            self._inputs, self._listening = {}, False
+        if logits.ndim != 2 or logits.shape[1] != len(spec.labels):
+            wide = logits.shape[1] if logits.ndim == 2 else list(logits.shape)
+            raise InputError(
+                f"{key}.labels",
+                f"{len(spec.labels)} names for {wide} logits",
+                "one name for each logit",
+            )
+        shapes = [tuple(value.shape[1:]) for value in (images, *features)]
+        if any(len(shape) != 3 for shape in shapes):
+            raise InputError(
+                f"{key}.blocks",
+                f"features have shapes {shapes[1:]}",
+                "blocks with (C, H, W) features",
+            )
+        variances = [
+            cast(Tensor, network.get_submodule(layer.path).running_var) for layer, _ in self._parts
+        ]
+        return TeacherDescription(
+            spec=spec,
+            shapes=cast(tuple[Shape, ...], tuple(shapes)),
+            embedding=embedding.shape[1] if embedding is not None else None,
+            layers=tuple(layer for layer, _ in self._parts),
+            running_var=torch.cat(variances).float().clone() if variances else torch.zeros(0),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            sha256=self.sha256,
+        )
+
+
+def load_teachers(
+    specs: Sequence[TeacherSpec], weights: Mapping[str, sources.Weights]
+) -> dict[str, Teacher]:
+    """Load every teacher of a run, by name.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    return {s.name: Teacher(s, f"teachers.{i}", weights[s.name]) for i, s in enumerate(specs)}
+
+
+def _example(spec: TeacherSpec) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(
+        2, spec.input.channels, spec.input.size, spec.input.size, generator=generator
+    )
+
+
+def _last_linear(network: nn.Module) -> str | None:
+    linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def _batch_norms(network: nn.Module, chain: BlockChain) -> list[tuple[BatchNormLayer, Tensor]]:
+    """BatchNorm layers with running statistics, by path: behind the cut their classes are gone."""
+    found = []
+    for path, part in network.named_modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is not None:
+            layer = BatchNormLayer(path, part.num_features, chain.place(path) + 1)
+            found.append((layer, part.running_mean.clone()))
+    return found
+
+
+def _at_least_fp32(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

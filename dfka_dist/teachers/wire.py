@@ -1,0 +1,79 @@
+"""Tensors as NumPy arrays for the object store, and back.
+
+bf16 travels as its 16-bit pattern, everything else as itself; float64 stays float64 whatever is chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfka_dist.config import Precision
+from dfka_dist.teachers.interface import BatchNormSums, InputGradient, TeacherOutput
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def encode(tensor: Tensor, precision: Precision = "fp32") -> Array:
+    """A contiguous array on the CPU; floating point in the wire's precision."""
+    tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+        tensor = tensor.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    tensor = tensor.contiguous().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy()
+    return tensor.numpy()
+
+
+def decode(array: Array, device: torch.device | None = None) -> Tensor:
+    """A tensor of its own: arrays from the object store are read-only and shared."""
+    tensor = torch.from_numpy(np.array(array))
+    if tensor.dtype == torch.uint16:
+        tensor = tensor.view(torch.bfloat16).float()
+    return tensor if device is None else tensor.to(device)
+
+
+def encode_output(output: TeacherOutput, precision: Precision = "fp32") -> tuple[Array | None, ...]:
+    """Logits, embedding and sums as arrays; sums are fp32 or wider whatever the precision."""
+    sums = output.sums
+    return (
+        None if output.logits is None else encode(output.logits, precision),
+        None if output.embedding is None else encode(output.embedding, precision),
+        *(
+            (None,) * 3
+            if sums is None
+            else (encode(sums.count), encode(sums.first), encode(sums.second))
+        ),
+    )
+
+
+def decode_output(
+    arrays: tuple[Array | None, ...], device: torch.device | None = None
+) -> TeacherOutput:
+    """The inverse of `encode_output`."""
+    logits, embedding, count, first, second = (
+        None if a is None else decode(a, device) for a in arrays
+    )
+    if count is None or first is None or second is None:
+        return TeacherOutput(logits, embedding)
+    return TeacherOutput(logits, embedding, BatchNormSums(count, first, second))
+
+
+def encode_gradient(
+    gradient: InputGradient, precision: Precision = "fp32"
+) -> tuple[Array | None, ...]:
+    """The gradients of inputs and gate as arrays."""
+    gate = None if gradient.gate is None else encode(gradient.gate, precision)
+    return encode(gradient.inputs, precision), gate
+
+
+def decode_gradient(
+    arrays: tuple[Array | None, ...], device: torch.device | None = None
+) -> InputGradient:
+    """The inverse of `encode_gradient`."""
+    inputs, gate = arrays
+    assert inputs is not None
+    return InputGradient(decode(inputs, device), None if gate is None else decode(gate, device))

@@ -1,0 +1,53 @@
+"""Sums over all workers that a loss can be taken of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This worker's rank and the number of workers; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class _GlobalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.size = rank_and_size()[1]
+        total = value.clone()
+        if ctx.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # Every worker takes the same loss of the same sum, and engines average gradients over workers.
+        return gradients[0] * ctx.size
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """The sum over workers of a tensor, differentiable.
+
+    A loss of it must be the same on all workers and its gradient be averaged over them, as engines do.
+    """
+    total: Tensor = _GlobalSum.apply(value)  # type: ignore[no-untyped-call]
+    return total
+
+
+def global_mean(value: Tensor) -> Tensor:
+    """The mean over workers of a tensor, differentiable; see `global_sum`."""
+    return global_sum(value) / rank_and_size()[1]
+
+
+@torch.no_grad()
+def average_buffers(network: nn.Module) -> None:
+    """Make the floating-point buffers (BatchNorm statistics) of all workers their mean."""
+    size = rank_and_size()[1]
+    for buffer in network.buffers():
+        if size > 1 and buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= size

@@ -1,0 +1,144 @@
+"""DeepSpeed, kept in one room: a network with its optimiser, stepped by explicit cotangents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+
+from dfka_dist.config import Precision
+
+Optimizer = Literal["adam", "sgd"]
+
+
+class Engine:
+    """One trainable network under ZeRO.
+
+    Args:
+        network: a plain module, its parameters contiguous; only those that require gradients are trained.
+        micro_batch: images a step on this worker (bookkeeping of DeepSpeed's).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        micro_batch: int,
+        zero_stage: int,
+        precision: Precision,
+        rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: Optimizer = "adam",
+    ) -> None:
+        device = next(network.parameters()).device
+        if precision == "bf16":
+            # Inside the module: the engine switches off an autocast that it finds around itself.
+            network.forward = torch.autocast(device.type, torch.bfloat16)(network.forward)  # type: ignore[method-assign]
+        self.network = network
+        self._engine, *_ = deepspeed.initialize(
+            model=network,
+            model_parameters=[p for p in network.parameters() if p.requires_grad],
+            config=_configuration(micro_batch, zero_stage, rate, betas, optimizer),
+            dist_init_required=not torch.distributed.is_initialized(),
+        )
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The network's outputs, to be followed by `step`."""
+        return self._engine(*inputs)
+
+    def step(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], rate: float) -> None:
+        """Carry cotangents from outputs of the last call to the parameters, average over workers, and step."""
+        torch.autograd.backward(list(outputs), list(cotangents))
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        self._engine.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole network's state on this worker, copied to the CPU; a collective."""
+        parameters = list(self.network.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=_partitioned(parameters)):
+            return {
+                name: value.detach().cpu().clone()
+                for name, value in self.network.state_dict().items()
+            }
+
+    def destroy(self) -> None:
+        """Give back what DeepSpeed holds."""
+        self._engine.destroy()
+
+
+@contextmanager
+def listened_to(network: nn.Module) -> Iterator[None]:
+    """A network as a critic: gradients go through it, nothing in it moves, BatchNorm uses its buffers."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    was_training = network.training
+    network.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        network.train(was_training)
+
+
+@contextmanager
+def only_synthesizing(network: nn.Module) -> Iterator[None]:
+    """A generator out of turn: BatchNorm normalises by the batch and leaves its buffers alone; no gradients."""
+    layers = [
+        part
+        for part in network.modules()
+        if isinstance(part, _BatchNorm) and part.track_running_stats
+    ]
+    was_training = network.training
+    network.train()
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+        network.train(was_training)
+
+
+def _configuration(
+    micro_batch: int, zero_stage: int, rate: float, betas: tuple[float, float], optimizer: Optimizer
+) -> dict[str, Any]:
+    adam = {
+        "type": "Adam",
+        "params": {
+            "lr": rate,
+            "betas": list(betas),
+            "weight_decay": 0.0,
+            "adam_w_mode": False,
+            "torch_adam": True,
+        },
+    }
+    sgd = {"type": "SGD", "params": {"lr": rate, "momentum": 0.0, "weight_decay": 0.0}}
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": 1,
+        "optimizer": adam if optimizer == "adam" else sgd,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _partitioned(parameters: Sequence[nn.Parameter]) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in parameters)

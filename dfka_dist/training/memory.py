@@ -1,0 +1,100 @@
+"""Earlier synthesized images with the teachers' answers, so that the student does not forget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfka_dist.training.streams import Streams
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with what each teacher says of them."""
+
+    images: Tensor
+    """(N, C, H, W) in [0, 1]"""
+    logits: dict[str, Tensor]
+    """Per teacher (N, K)."""
+
+    @staticmethod
+    def joined(*parts: Labelled) -> Labelled:
+        """One batch of several."""
+        names = parts[0].logits
+        return Labelled(
+            torch.cat([part.images for part in parts]),
+            {name: torch.cat([part.logits[name] for part in parts]) for name in names},
+        )
+
+    def rows(self, index: Tensor) -> Labelled:
+        """Some of the images."""
+        return Labelled(
+            self.images[index], {name: value[index] for name, value in self.logits.items()}
+        )
+
+
+class SampleMemory:
+    """The newest steps' batches, as many as fit; this worker keeps its own columns of every batch.
+
+    A remembered image keeps its column (its global index within the batch), and only the step is drawn.
+    So a draw needs no other worker, and does not depend on how many there are. Images are kept in 16 bits.
+
+    Args:
+        columns: global sample indices, within a batch, that this worker makes.
+        capacity: bytes.
+    """
+
+    def __init__(self, *, columns: range, capacity: int, streams: Streams) -> None:
+        self.columns = columns
+        self._capacity = capacity
+        self._streams = streams
+        self._images: Tensor | None = None
+        self._logits: dict[str, Tensor] = {}
+        self._added = 0
+
+    def __len__(self) -> int:
+        """Steps that are kept."""
+        return 0 if self._images is None else min(self._added, len(self._images))
+
+    def add(self, batch: Labelled) -> None:
+        """Remember this worker's part of the newest batch; the oldest makes room."""
+        if self._images is None:
+            self._allocate(batch)
+        assert self._images is not None
+        slot = self._added % len(self._images)
+        self._images[slot] = batch.images.detach()
+        for name, logits in batch.logits.items():
+            self._logits[name][slot] = logits.detach()
+        self._added += 1
+
+    def newest(self, offset: int, stride: int) -> Labelled:
+        """Every `stride`-th column of the newest batch, beginning with `offset`."""
+        assert self._images is not None
+        columns = torch.tensor(
+            [i for i, column in enumerate(self.columns) if (column + offset) % stride == 0]
+        )
+        return self._at(torch.full_like(columns, (self._added - 1) % len(self._images)), columns)
+
+    def draw(self, stream: str, step: int) -> Labelled:
+        """One remembered image for each column."""
+        chance = self._streams.uniform(stream, step, self.columns, 1)[:, 0]
+        return self._at((chance * len(self)).long(), torch.arange(len(self.columns)))
+
+    def _at(self, slots: Tensor, columns: Tensor) -> Labelled:
+        assert self._images is not None
+        return Labelled(
+            self._images[slots, columns].float(),
+            {name: kept[slots, columns] for name, kept in self._logits.items()},
+        )
+
+    def _allocate(self, batch: Labelled) -> None:
+        size = batch.images.numel() * 2 + sum(
+            v.numel() * v.element_size() for v in batch.logits.values()
+        )
+        slots = max(1, self._capacity // size)
+        device = batch.images.device
+        # Pages are not there before they are written.
+        self._images = torch.empty(slots, *batch.images.shape, dtype=torch.float16, device=device)
+        self._logits = {n: v.new_empty(slots, *v.shape) for n, v in batch.logits.items()}

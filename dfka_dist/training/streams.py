@@ -1,0 +1,51 @@
+"""Random draws as a function of (seed, stream, step, global sample index), the same on any number of workers."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WORDS_PER_COUNT = 4
+"""Philox gives four 64-bit words for each value of its counter."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Counter-based random numbers: a slice of rows costs what the slice is long."""
+
+    seed: int
+
+    def uniform(self, stream: str, step: int, rows: range, width: int) -> Tensor:
+        """(len(rows), width) float64 in (0, 1); row i depends on nothing but i, stream, step and seed."""
+        counts = -(-width // _WORDS_PER_COUNT)
+        key = np.random.SeedSequence([self.seed, zlib.crc32(stream.encode()), step]).generate_state(
+            2, np.uint64
+        )
+        bits = np.random.Philox(key=key).advance(rows.start * counts)
+        words = bits.random_raw(len(rows) * counts * _WORDS_PER_COUNT).reshape(len(rows), -1)[
+            :, :width
+        ]
+        return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+    def normal(self, stream: str, step: int, rows: range, width: int) -> Tensor:
+        """(len(rows), width) float32, standard normal (Box and Muller)."""
+        uniform = self.uniform(stream, step, rows, 2 * width)
+        radius = (-2 * uniform[:, :width].log()).sqrt()
+        return (radius * (2 * torch.pi * uniform[:, width:]).cos()).float()
+
+    def label_sets(self, stream: str, step: int, rows: range, labels: int, most: int) -> Tensor:
+        """(len(rows), labels) of zeros and ones: 1 to `most` labels an image, each label equally often.
+
+        The first label of image i is i modulo `labels`, so that every batch is balanced.
+        """
+        # The label order is random but for its first place; as many of it are taken as the size says.
+        uniform = self.uniform(stream, step, rows, labels + 1)
+        order = uniform[:, :labels]
+        first = torch.tensor([row % labels for row in rows])
+        order[torch.arange(len(rows)), first] = -1.0
+        sizes = 1 + (uniform[:, labels:] * most).long()
+        return (order.argsort(dim=1).argsort(dim=1) < sizes).float()

@@ -1,0 +1,131 @@
+"""python jobs/pretrain.py --config jobs/presets/digits.yaml --output jobs/presets/digits
+
+Make the teachers of a configuration: every teacher is trained on all training images of the first data set,
+with its own label columns. For demonstrations and tests; real teachers come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dfka_dist import commandline
+from dfka_dist.config import EvaluationSpec, RunConfig, TeacherSpec
+from dfka_dist.data import LabelledImages, load_evaluation
+from dfka_dist.errors import InputError
+from dfka_dist.evaluation import evaluate
+from dfka_dist.losses import cross_entropy, probabilities
+from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.sources import build
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, score and write every teacher."""
+    parser = commandline.parser(__doc__ or "")
+    parser.add_argument(
+        "--epochs", type=int, default=30, help="passes over the training images (default: 30)"
+    )
+    arguments = parser.parse_args(argv)
+    config = commandline.configuration(arguments)
+    folder = commandline.output_folder(arguments, config)
+    train, test = (_data(config, split) for split in ("train", "test"))
+    if arguments.dry_run:
+        print(
+            f"would train {', '.join(t.name for t in config.teachers)} on {len(train)} images into {folder}"
+        )
+        return
+    commandline.emptied(folder)
+    command = "python jobs/pretrain.py " + " ".join(shlex.quote(a) for a in (argv or sys.argv[1:]))
+    manifest = {
+        "command": command,
+        "teachers": [
+            _make(s, config, train, test, folder, arguments.epochs) for s in config.teachers
+        ],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _data(config: RunConfig, split: str) -> LabelledImages:
+    if not config.evaluations:
+        raise InputError("evaluations", "is missing", "a data set to train the teachers on")
+    name, spec = next(iter(config.evaluations.items()))
+    known = [label for teacher in config.teachers for label in teacher.labels]
+    return load_evaluation(
+        name, EvaluationSpec.model_validate(spec.model_dump() | {"split": split}), known
+    )
+
+
+def _make(
+    spec: TeacherSpec,
+    config: RunConfig,
+    train: LabelledImages,
+    test: LabelledImages,
+    folder: Path,
+    epochs: int,
+) -> dict[str, Any]:
+    torch.manual_seed(config.run.seed)
+    network = build(spec, spec.name)
+    preprocessing = Preprocessing(spec.input)
+    images, truth = (torch.cat(parts) for parts in zip(*train.batches(1000), strict=True))
+    _train(network, preprocessing(images), _columns(truth, train, spec), spec, epochs)
+
+    def predict(batch: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {spec.name: probabilities(network(preprocessing(batch)), spec.task)}
+
+    own = {spec.name: spec.labels}
+    scores = evaluate([(test, [spec.name])], own, own, spec.labels, predict, predict)
+    content = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    (folder / f"{spec.name}.safetensors").write_bytes(content)
+    return {
+        "name": spec.name,
+        "labels": spec.labels,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "test": scores and scores["per_teacher"][spec.name]["teacher"],
+    }
+
+
+def _columns(truth: Tensor, data: LabelledImages, spec: TeacherSpec) -> Tensor:
+    return truth[:, [data.labels.index(label) for label in spec.labels]].float()
+
+
+def _train(
+    network: nn.Module,
+    images: Tensor,
+    truth: Tensor,
+    spec: TeacherSpec,
+    epochs: int,
+    size: int = 64,
+) -> None:
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, weight_decay=1e-4)
+    steps = epochs * (len(images) // size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    for _ in track(range(epochs), description=spec.name):
+        for rows in torch.randperm(len(images)).split(size)[: len(images) // size]:
+            loss = cross_entropy(network(_moved(images[rows])), truth[rows], spec.task)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+def _moved(images: Tensor) -> Tensor:
+    """The same pictures, up to two pixels away."""
+    shifts = torch.randint(-2, 3, (2,)).tolist()
+    return images.roll(shifts, dims=(2, 3))
+
+
+if __name__ == "__main__":
+    sys.exit(commandline.guarded(main)())
