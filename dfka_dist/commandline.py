@@ -1,13 +1,16 @@
-"""What all jobs share: their arguments, their exit codes, and one line on stderr when something is wrong."""
+"""What all jobs share: arguments, exit codes, and one line on stderr when something is wrong."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shutil
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -113,18 +116,30 @@ def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[
 
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            main(argv)
+            with _terminable():
+                main(argv)
         except KeyboardInterrupt:
             return _say(Interrupted("stopped"), None)
         except DfkaError as error:
             return _say(error, error if error.exit_code == 3 else None)
-        except (
-            Exception
-        ) as error:  # the last line of defence: whatever it was, the user gets one line and a log
+        except Exception as error:  # the last line of defence: one line and a log, whatever it was
             return _say(DfkaError(f"{type(error).__name__}: {error}"), error)
         return 0
 
     return run
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the program as Ctrl-C does: what was started is stopped, nothing is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(error: DfkaError, failure: Exception | None) -> int:

@@ -1,6 +1,7 @@
 """The run as frozen, validated data: YAML in, one `RunConfig` out.
 
-`load` reads a file, applies `--set dotted.key=value` and makes every path absolute. Whatever is wrong
+`load` reads a file, applies `--set dotted.key=value` and makes every path absolute. Whatever is
+wrong
 becomes one `InputError` that names the key and what would be right.
 """
 
@@ -70,7 +71,7 @@ Precision = Literal["fp32", "bf16"]
 class Node(BaseModel):
     """A part of the configuration: frozen, unknown keys refused, numbers not made from strings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class RunSection(Node):
@@ -95,7 +96,7 @@ class InputSpec(Node):
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ValueError(
-                    f"{key} has {len(values)} numbers || one, or one for each of the {self.channels} channels"
+                    f"{key} has {len(values)} numbers || one, or one a channel: {self.channels}"
                 )
         return self
 
@@ -120,7 +121,8 @@ class TargetSpec(Node):
     backbone: str = "convnet"
     arguments: dict[str, Any] = {}
     branch_depth: Count | None = None
-    """Depth at which every teacher's branch leaves the trunk; without it B, behind the last block."""
+    """Depth at which every teacher's branch leaves the trunk; without it B, behind the last
+    block."""
 
 
 class GeneratorSpec(Node):
@@ -129,8 +131,9 @@ class GeneratorSpec(Node):
     latent: Count = 100
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
     """Channels inside a group, as a multiple of those it is given."""
-    label_scale: Weight = 2.0
-    """Length of the fixed vector added to the latent for every sampled label, in standard deviations."""
+    label_scale: Weight = 1.0
+    """Length of the fixed vector added to the latent for every sampled label, in standard
+    deviations."""
     labels_per_image: Count = 1
     """Sampled label sets hold 1 to this many labels, all sizes equally often."""
 
@@ -145,6 +148,7 @@ class LossWeights(Node):
     group: Weight = 0.3
     batch_norm: Weight = 10.0
     adversarial: Weight = 0.4
+    diversity: Weight = 4.0
     total_variation: Weight = 0.0
     l2: Weight = 0.0
     distill: Weight = 1.0
@@ -165,14 +169,17 @@ class TrainingSpec(Node):
     dual_steps: Annotated[int, Field(ge=1)] = 4
     """Steps of the dual generator for each step of the generator."""
     fresh: Rate = 0.5
-    """Share of the newest synthesized batch in a dual batch; 1.0 remembered batch comes with it."""
+    """Share of the newest synthesized batch in a dual batch."""
+    remembered: Rate = 0.5
+    """Share of a batch's columns, each from a step drawn at random, that comes with it."""
     memory_megabytes: Count = 512
     generator_rate: Rate = 2e-3
     dual_rate: Rate = 2e-3
     fine_tune_steps: Annotated[int, Field(ge=0)] = 200
     fine_tune_rate: Rate = 2e-4
     threads: Count | None = None
-    """CPU threads of a worker; without it the cores that the servers leave, shared by the workers."""
+    """CPU threads of a worker; without it the cores that the servers leave, shared by the
+    workers."""
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
     worker_gpus: Annotated[int, Field(ge=0)] = 0
     report_every: Count = 10
@@ -205,7 +212,8 @@ class EvaluationSpec(Node):
     source: DataSource
     teachers: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     labels: list[Label] | None = None
-    """Names of the integer classes of the data, in their order; without it the integers themselves."""
+    """Names of the integer classes of the data, in their order; without it the integers
+    themselves."""
     split: Literal["train", "test"] = "test"
 
 
@@ -231,11 +239,11 @@ class RunConfig(Node):
         self._check_training()
         for name, evaluation in self.evaluations.items():
             known = [teacher.name for teacher in self.teachers]
-            for teacher in [] if evaluation.teachers == "all" else evaluation.teachers:
-                if teacher not in known:
+            for asked in [] if evaluation.teachers == "all" else evaluation.teachers:
+                if asked not in known:
                     raise InputError(
                         f"evaluations.{name}.teachers",
-                        f"no teacher is called {teacher!r}",
+                        f"no teacher is called {asked!r}",
                         f"one of {', '.join(known)}",
                     )
         return self
@@ -262,7 +270,7 @@ class RunConfig(Node):
         if training.batch_size % training.workers:
             raise InputError(
                 "training.batch_size",
-                f"{training.batch_size} images cannot be shared equally by {training.workers} workers",
+                f"{training.batch_size} is not divisible by the {training.workers} workers",
                 f"a multiple of {training.workers}",
             )
 
@@ -333,7 +341,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
         raise InputError("--set", f"{assignment!r} assigns nothing", "dotted.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(key, f"{text!r} is not a YAML value", "a number, text or [list]") from None
     *path, last = key.split(".")
     place: Any = tree
@@ -393,7 +401,8 @@ def _located(place: str | None, folder: Path) -> str | None:
 
 def _first(error: ValidationError, tree: object) -> InputError:
     problems = error.errors()
-    # A union reports once per member, with the member's name in the location: the deepest says most.
+    # A union reports once per member, with the member's name in the location: the deepest says
+    # most.
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
     problem = (unknown or problems)[0]
     location = _written_location(problem["loc"], tree)
@@ -432,7 +441,8 @@ def _nearest(location: list[int | str]) -> str:
 
 
 def _inner(model: Any, part: int | str) -> Any:
-    """The node behind one step of a location, for a model, a list of models or a mapping to models."""
+    """The node behind one step of a location, for a model, a list of models or a mapping to
+    models."""
     if not (isinstance(model, type) and issubclass(model, Node)):
         return model
     if str(part) not in model.model_fields:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
 import torch
 import yaml
 from ray.train import FailureConfig, ScalingConfig
@@ -32,7 +33,13 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",
 }
+WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of servers and workers: threads that wait give their core to those that do not."""
 POLL_SECONDS = 0.5
+
+
+End = Outcome | DfkaError
+"""How a run ended."""
 
 
 class _Inbox:
@@ -40,15 +47,15 @@ class _Inbox:
 
     def __init__(self) -> None:
         self._records: list[Record] = []
-        self._end: tuple[str, Any] | None = None
+        self._end: End | None = None
 
     def post(self, record: Record) -> None:
         self._records.append(record)
 
-    def end(self, kind: str, value: Any) -> None:
-        self._end = self._end or (kind, value)
+    def end(self, end: End) -> None:
+        self._end = self._end or end
 
-    def collect(self) -> tuple[list[Record], tuple[str, Any] | None]:
+    def collect(self) -> tuple[list[Record], End | None]:
         records, self._records = self._records, []
         return records, self._end
 
@@ -65,9 +72,15 @@ def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[No
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    runtime = {"env_vars": WORKERS}
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime,
+            )
         else:
             assert plan is not None
             ray.init(
@@ -75,6 +88,7 @@ def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[No
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=runtime,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         key = "run.address" if address else "ray"
@@ -101,7 +115,8 @@ def nodes() -> list[NodeResources]:
 
 
 def this_machine(config: RunConfig) -> list[NodeResources]:
-    """The one node of a private cluster: CPUs as many as are asked for, GPUs as many as there are."""
+    """The one node of a private cluster: CPUs as many as are asked for, GPUs as many as there
+    are."""
     serving, training = config.serving, config.training
     asked = (
         serving.cpus * serving.replicas * len(config.teachers)
@@ -127,8 +142,7 @@ def amalgamate(
     Raises:
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
-    inbox = ray.remote(_Inbox).options(num_cpus=0).remote()
-    with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
+    with _inbox() as inbox, tempfile.TemporaryDirectory(prefix="dfka-") as storage:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"config": dump(config), "teachers": teachers, "inbox": inbox},
@@ -146,24 +160,30 @@ def amalgamate(
         return _watch(trainer, inbox, on_record)
 
 
+@contextlib.contextmanager
+def _inbox() -> Iterator[Any]:
+    handle = ray.remote(_Inbox).options(num_cpus=0).remote()
+    try:
+        yield handle
+    finally:
+        ray.kill(handle)
+
+
 def _watch(trainer: TorchTrainer, inbox: Any, on_record: Callable[[Record], None]) -> Outcome:
     failure: list[Exception] = []
     fit = threading.Thread(target=_fit, args=(trainer, failure), daemon=True)
     fit.start()
-    end: tuple[str, Any] | None = None
+    end: End | None = None
     while fit.is_alive():
         fit.join(POLL_SECONDS)
         records, end = ray.get(inbox.collect.remote())
         for record in records:
             on_record(record)
-    kind, value = end or ("", None)
-    if kind == "outcome":
-        return value  # type: ignore[no-any-return]
-    if kind == "error":
-        raise value
-    raise RunFailed(f"the training workers failed: {_innermost(failure)}") from (failure or [None])[
-        0
-    ]
+    if isinstance(end, Outcome):
+        return end
+    if end is not None:
+        raise end
+    raise RunFailed(f"the training workers failed: {_innermost(failure)}")
 
 
 def _fit(trainer: TorchTrainer, failure: list[Exception]) -> None:
@@ -184,14 +204,15 @@ def _work(settings: dict[str, Any]) -> None:
     try:
         outcome = Amalgamator(config, settings["teachers"], inbox.post.remote, device).run()
     except DfkaError as error:
-        ray.get(inbox.end.remote("error", error))
+        ray.get(inbox.end.remote(error))
         raise
     if first:
-        ray.get(inbox.end.remote("outcome", outcome))
+        ray.get(inbox.end.remote(outcome))
 
 
 def _spare_threads(config: RunConfig) -> int:
-    """The cores that the servers leave, shared by the workers: too many threads wait for each other."""
+    """The cores that the servers leave, shared by the workers: too many threads wait for each
+    other."""
     serving = config.serving
     servers = 0 if serving.gpus else serving.replicas * len(config.teachers) * serving.threads
     return max(1, ((os.cpu_count() or 1) - servers) // config.training.workers)
@@ -215,4 +236,5 @@ def _innermost(failure: list[Exception]) -> str:
     error: BaseException = failure[0]
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[-1] if said else ''}"

@@ -1,7 +1,8 @@
 """Every term of both objectives: a pure function with its equation, and the weighted sum of them.
 
 Equation numbers are those of the method (Ye et al., CVPR 2020, arXiv 2003.09088). y are a teacher's
-probabilities (sigmoid per label for a multi-label teacher, softmax for a single-label one); all losses take
+probabilities (sigmoid per label for a multi-label teacher, softmax for a single-label one); all
+losses take
 logits. Shapes: N batch, K labels of one teacher, E embedding width.
 """
 
@@ -18,6 +19,8 @@ from dfka_dist.config import LossWeights, Task
 
 CLAMP = 4.0
 """Disagreement in logits beyond which the generator gains nothing more."""
+DISTINCT = 0.02
+"""Image distance over noise distance at which `diversity` is at half of its worst."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def probabilities(logits: Tensor, task: Task) -> Tensor:
 
 
 def decisions(logits: Tensor, task: Task) -> Tensor:
-    """Eq. 5: t^i = 1 where y^i >= 0.5; for a single-label teacher the arg max. (N, K) of zeros and ones."""
+    """Eq. 5: t^i = 1 where y^i >= 0.5; for a single-label teacher the arg max. (N, K) of zeros
+    and ones."""
     if task == "multi_label":
         return (logits.detach() >= 0).to(logits.dtype)
     best = logits.detach().argmax(dim=1)
@@ -52,7 +56,8 @@ def decisions(logits: Tensor, task: Task) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """CE(y, t) with soft targets t (N, K): the mean over images, and over labels for a multi-label teacher."""
+    """CE(y, t) with soft targets t (N, K): the mean over images, and over labels for a
+    multi-label teacher."""
     if task == "multi_label":
         return functional.binary_cross_entropy_with_logits(logits, targets)
     return functional.cross_entropy(logits, targets)
@@ -64,7 +69,8 @@ def one_hot(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
 
 
 def discrete(logits: Tensor, task: Task) -> Tensor:
-    """Eq. 7: L_dis = (1/C) sum_i |y^i|; for a single-label teacher it is constant and left out (0)."""
+    """Eq. 7: L_dis = (1/C) sum_i |y^i|; for a single-label teacher it is constant and left out
+    (0)."""
     return logits.sigmoid().mean() if task == "multi_label" else logits.new_zeros(())
 
 
@@ -74,7 +80,8 @@ def activation(embedding: Tensor) -> Tensor:
 
 
 def entropy(mean_probabilities: Tensor, task: Task) -> Tensor:
-    """DAFL's L_ie = sum_i p_i ln p_i of the batch-mean prediction p (K,); over C for a multi-label teacher."""
+    """DAFL's L_ie = sum_i p_i ln p_i of the batch-mean prediction p (K,); over C for a
+    multi-label teacher."""
     negative = torch.xlogy(mean_probabilities, mean_probabilities)
     return negative.mean() if task == "multi_label" else negative.sum()
 
@@ -89,8 +96,10 @@ def batch_norm(
 ) -> Tensor:
     """DeepInversion's statistics loss, from sums that can be added over any split of the batch.
 
-    Per layer the distance of the batch's mean and variance from the running ones, each relative to the
-    scale of the running variance; the mean over layers.
+    Per layer the mean squared distance of the batch's mean and variance from the running ones, each
+    relative to the scale of the running variance; the mean over layers. Squares, not lengths: a
+    length
+    pulls as hard when the statistics nearly match, and leaves the other terms no room.
 
     Args:
         count: (L,) values per channel that went into each layer's sums.
@@ -99,11 +108,14 @@ def batch_norm(
         channels: of each layer.
     """
     losses = []
-    parts = (tensor.split(list(channels)) for tensor in (first, second, running_var))
+    parts = (torch.split(tensor, list(channels)) for tensor in (first, second, running_var))
     for n, s1, s2, variance in zip(count, *parts, strict=True):
         shift = s1 / n
         spread = s2 / n - shift.square() - variance
-        losses.append(_length(shift) / variance.sum().sqrt() + _length(spread) / _length(variance))
+        losses.append(
+            shift.square().mean() / variance.mean()
+            + spread.square().mean() / variance.square().mean()
+        )
     return torch.stack(losses).mean()
 
 
@@ -112,8 +124,25 @@ def adversarial(student: Tensor, teacher: Tensor) -> Tensor:
     return -(student - teacher).abs().clamp(max=CLAMP).mean()
 
 
+def diversity(images: Tensor, noise: Tensor) -> Tensor:
+    """Mode seeking (Mao et al., CVPR 2019): unlike noise shall not give like images.
+
+    With r the mean distance of two images over that of their noise, the mean of s / (r + s), in
+    (0, 1].
+
+    Args:
+        images: (N, C, H, W) of which 2k and 2k + 1 were asked for the same labels.
+        noise: (N, Z) that they were made of.
+    """
+    pairs = 2 * (len(images) // 2)
+    apart = (images[0:pairs:2] - images[1:pairs:2]).flatten(1).abs().mean(1)
+    inputs = (noise[0:pairs:2] - noise[1:pairs:2]).abs().mean(1)
+    return (DISTINCT / (apart / inputs + DISTINCT)).mean()
+
+
 def total_variation(images: Tensor) -> Tensor:
-    """DeepInversion's image prior: mean absolute difference of neighbouring pixels of (N, C, H, W)."""
+    """DeepInversion's image prior: mean absolute difference of neighbouring pixels of (N, C, H,
+    W)."""
     return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()
 
 
@@ -123,13 +152,9 @@ def l2(images: Tensor) -> Tensor:
 
 
 def distill(student: Tensor, teacher: Tensor, task: Task) -> Tensor:
-    """Eq. 13 as CE to the teacher's probabilities, and L1 on logits, which keeps their scale. Both (N, K)."""
+    """Eq. 13 as CE to the teacher's probabilities, and L1 on logits, which keeps their scale.
+    Both (N, K)."""
     return (
         cross_entropy(student, probabilities(teacher, task), task)
         + (student - teacher).abs().mean()
     )
-
-
-def _length(vector: Tensor) -> Tensor:
-    """Euclidean length with a gradient of zero, not of nan, at zero."""
-    return (vector.square().sum() + torch.finfo(vector.dtype).tiny).sqrt()

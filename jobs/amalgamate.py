@@ -103,13 +103,11 @@ def _say(found: dict[str, Any], folder: Path) -> None:
         target, teachers, kept = (
             evaluation[key]["accuracy"] for key in ("target", "teachers", "retention")
         )
-        print(
-            f"{evaluation['dataset']}: top-1 {target:.4f}, the teachers side by side {teachers:.4f}, kept {kept:.4f}"
-        )
+        beside = f"the teachers side by side {teachers:.4f}, kept {kept:.4f}"
+        print(f"{evaluation['dataset']}: top-1 {target:.4f}, {beside}")
     else:
-        print(
-            f"no test data for all labels; agreement with the teachers on synthesized images: {found['data_free']['agreement']:.4f}"
-        )
+        agreement = found["data_free"]["agreement"]
+        print(f"no test data for all labels; agreement on synthesized images {agreement:.4f}")
     print(f"network: {folder / 'target_net'}\nreport:  {folder / 'report.html'}")
 
 

@@ -1,7 +1,7 @@
 """python jobs/pretrain.py --config jobs/presets/digits.yaml --output jobs/presets/digits
 
-Make the teachers of a configuration: every teacher is trained on all training images of the first data set,
-with its own label columns. For demonstrations and tests; real teachers come from elsewhere.
+Make the teachers of a configuration: every teacher is trained on all training images of the first
+data set, with its own label columns. For demonstrations and tests: real ones come from elsewhere.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = commandline.output_folder(arguments, config)
     train, test = (_data(config, split) for split in ("train", "test"))
     if arguments.dry_run:
-        print(
-            f"would train {', '.join(t.name for t in config.teachers)} on {len(train)} images into {folder}"
-        )
+        names = ", ".join(spec.name for spec in config.teachers)
+        print(f"would train {names} on {len(train)} images into {folder}")
         return
     commandline.emptied(folder)
     command = "python jobs/pretrain.py " + " ".join(shlex.quote(a) for a in (argv or sys.argv[1:]))

@@ -11,7 +11,7 @@ WIDTHS = (32, 64, 96, 128)
 
 
 def convnet_blocks(*, channels: int, widths: Sequence[int] = WIDTHS) -> nn.ModuleList:
-    """Blocks that map (N, C, H, W) to (N, widths[b], H / 2^(b+1), W / 2^(b+1)), one after another."""
+    """Blocks one after another; the b-th, from 1, makes (N, widths[b-1], H / 2^b, W / 2^b)."""
     inputs = [channels, *widths[:-1]]
     return nn.ModuleList(
         nn.Sequential(
@@ -24,7 +24,7 @@ def convnet_blocks(*, channels: int, widths: Sequence[int] = WIDTHS) -> nn.Modul
 
 
 class ConvNet(nn.Module):
-    """Classifier of strided blocks `block1`..`blockB`, mean pooling and one fully connected layer."""
+    """Strided blocks `block1`..`blockB`, mean pooling and one fully connected layer."""
 
     def __init__(
         self, *, channels: int = 1, labels: int = 10, widths: Sequence[int] = WIDTHS

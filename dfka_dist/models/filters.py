@@ -12,9 +12,9 @@ Shape = tuple[int, int, int]
 class TeacherFilter(nn.Module):
     """A gate per channel, from global pooling and two fully connected layers.
 
-    `gate = 2 sigmoid(W2 relu(W1 pool(F)))` with W2 zero at first, so that a new filter passes everything
-    unchanged and a frozen BatchNorm behind it sees features of the usual scale. Between networks whose
-    features differ, a 1x1 convolution and interpolation come first.
+    `gate = 2 sigmoid(W2 relu(W1 pool(F)))` with W2 zero at first, so that a new filter passes
+    everything unchanged and a frozen BatchNorm behind it sees features of the usual scale. Between
+    networks whose features differ, a 1x1 convolution and interpolation come first.
     """
 
     def __init__(self, *, source: Shape, wanted: Shape) -> None:

@@ -1,4 +1,5 @@
-"""The group-stack generator G: noise to an image, through features at every depth of the teachers (eq. 2)."""
+"""The group-stack generator G: noise to an image, through features at every depth of the teachers
+(eq. 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from dfka_dist.models.filters import Shape, TeacherFilter
 
 
 class Stack(NamedTuple):
-    """What the generator makes of one latent batch; features and filters run from group 1 to group B-1."""
+    """What the generator makes of one latent batch; features and filters run from group 1 to
+    group B-1."""
 
     images: Tensor
     """(N, C, H, W) in [0, 1]: I_g, the output of group B."""
@@ -105,7 +107,8 @@ class GroupStackGenerator(nn.Module):
 class _Group(nn.Module):
     """Two convolutions at the smaller size, then sub-pixel enlargement (Shi et al., CVPR 2016).
 
-    The last group smooths a few channels at full size and ends in a sigmoid: a normalised end would force
+    The last group smooths a few channels at full size and ends in a sigmoid: a normalised end
+    would force
     zero-mean images, wrong for pictures that are mostly background.
     """
 

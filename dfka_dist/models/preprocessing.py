@@ -1,8 +1,6 @@
-"""From images in [0, 1] to what a network was trained on; part of every teacher and of the target."""
+"""From images in [0, 1] to what a network was trained on; part of teachers and target."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +38,12 @@ class Preprocessing(nn.Module):
 
 
 def common_input(specs: list[InputSpec]) -> InputSpec:
-    """What the generator makes and the target eats: the largest size and channel count of the teachers."""
+    """What the generator makes and the target eats: the largest size and channel count there is."""
     first = specs[0]
     if all(spec == first for spec in specs):
         return first
-    # pydantic's Literal survives max(); mypy cannot know.
-    channels = cast(int, max(spec.channels for spec in specs))
-    size = max(spec.size for spec in specs)
-    return InputSpec.model_validate({"channels": channels, "size": size})
+    channels = max(spec.channels for spec in specs)
+    return InputSpec(channels=channels, size=max(spec.size for spec in specs))
 
 
 def _column(values: list[float]) -> Tensor:

@@ -6,8 +6,7 @@ import hashlib
 import importlib
 import io
 import pickle
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def build(spec: TeacherSpec, key: str) -> nn.Module:
             raise InputError(
                 f"{key}.source", f"no built-in network {name!r}", f"one of {', '.join(BUILTIN)}"
             )
-        factory = BUILTIN[name]
+        factory: Callable[..., object] = BUILTIN[name]
         arguments = {"channels": spec.input.channels, "labels": len(spec.labels)} | arguments
     else:
         factory = _imported(kind, name, f"{key}.source")
@@ -102,6 +101,8 @@ def read_all_weights(specs: Sequence[TeacherSpec]) -> dict[str, Weights]:
 def load_state(network: nn.Module, state: State, key: str) -> None:
     """Load a teacher's state into its network; every tensor must find its place.
 
+    The network computes in float64 if that is what was saved, and otherwise in fp32.
+
     Raises:
         InputError: naming the tensors that are missing, left over or of another shape.
     """
@@ -124,10 +125,12 @@ def load_state(network: nn.Module, state: State, key: str) -> None:
             f"do not belong to this architecture: {'; '.join(wrong[:4])}{more}",
             "the weights that were trained with this source and these labels",
         )
+    if {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float64}:
+        network.double()
     network.load_state_dict(state, strict=False)
 
 
-def _imported(module: str, name: str, key: str) -> type[nn.Module]:
+def _imported(module: str, name: str, key: str) -> Callable[..., object]:
     try:
         found = getattr(importlib.import_module(module), name)
     except ImportError as error:
@@ -140,7 +143,8 @@ def _imported(module: str, name: str, key: str) -> type[nn.Module]:
         raise InputError(
             key, f"{module}:{name} cannot be called", "a callable that gives a torch.nn.Module"
         )
-    return found  # type: ignore[no-any-return]
+    factory: Callable[..., object] = found
+    return factory
 
 
 def _read(uri: str, key: str) -> bytes:
@@ -158,7 +162,8 @@ def _read(uri: str, key: str) -> bytes:
 
 def _from_safetensors(content: bytes, uri: str, key: str) -> State:
     try:
-        return load_safetensors(content)
+        state: State = load_safetensors(content)
+        return state
     except SafetensorError as error:
         raise InputError(
             key, f"{uri} is truncated or no safetensors file: {error}", "an intact file"
@@ -174,7 +179,7 @@ def _from_torch(content: bytes, uri: str, key: str) -> State:
             f"{uri} holds pickled code, not only tensors",
             "torch.save(model.state_dict(), ...)",
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # torch's unpickler has no common error of its own
         raise InputError(key, f"{uri} is truncated or no torch file", "an intact file") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]

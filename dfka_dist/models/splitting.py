@@ -1,7 +1,7 @@
 """Cutting a network into blocks and a head, so that it can be entered at any depth.
 
-The cut is PyTorch's own (`torch.distributed.pipelining`). Before anybody relies on it, the cut network is
-proved equal to the whole one at two batch sizes.
+The cut is PyTorch's own (`torch.distributed.pipelining`). Before anybody relies on it, the cut
+network is proved equal to the whole one at two batch sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.distributed.pipelining import SplitPoint, pipeline
 
 from dfka_dist.errors import InputError
@@ -32,7 +32,7 @@ class BlockChain(nn.Module):
         return len(self.stages) - 1
 
     def walk(self, inputs: Tensor, start: int = 0) -> Iterator[Tensor]:
-        """What lies at depths start+1..B and behind the head (logits), for what lies at depth `start`."""
+        """From what lies at depth `start`: what lies at depths start+1..B, and the logits."""
         value = inputs
         for stage in list(self.stages)[start:]:
             value = stage(value)
@@ -69,7 +69,7 @@ class BlockChain(nn.Module):
 
 
 def cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) -> BlockChain:
-    """Cut behind each block, in the order given.
+    """Cut behind each block; they count in the order in which they run.
 
     Args:
         network: in eval mode, weights loaded.
@@ -114,6 +114,8 @@ def _prove_equal(chain: BlockChain, network: nn.Module, batch: Tensor, key: str)
     try:
         value = batch.clone()
         for depth, stage in enumerate(chain.stages, 1):
+            if _input_count(stage) != 1:
+                raise _uncuttable(key, f"behind block {depth - 1} there are several tensors")
             value = stage(value)
             if not isinstance(value, Tensor):
                 raise _uncuttable(key, f"behind block {depth} there are several tensors")
@@ -123,6 +125,11 @@ def _prove_equal(chain: BlockChain, network: nn.Module, batch: Tensor, key: str)
         raise _uncuttable(
             key, f"the cut network differs from the whole one at batch size {len(batch)}"
         )
+
+
+def _input_count(stage: nn.Module) -> int:
+    assert isinstance(stage, fx.GraphModule)
+    return sum(node.op == "placeholder" for node in stage.graph.nodes)
 
 
 def _uncuttable(key: str, why: str) -> InputError:
@@ -135,7 +142,7 @@ def _uncuttable(key: str, why: str) -> InputError:
 
 
 def _choices(network: nn.Module) -> str:
-    """Module names a user may have meant: children and grandchildren that are no mere containers' parts."""
+    """Module names a user may have meant: children, and grandchildren where those are few."""
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
     top = [name for name in names if "." not in name]
     shown = top if len(top) > 2 else names

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfka_dist.config import InputSpec, Node, TeacherSpec
+from dfka_dist.config import Count, InputSpec, Node, TeacherSpec
 from dfka_dist.errors import InputError
 from dfka_dist.models import sources
 from dfka_dist.models.backbones import TRUNKS
@@ -27,7 +26,7 @@ class BranchPoint(Node):
     """Where a teacher's branch leaves the trunk, and which of its labels are kept."""
 
     teacher: TeacherSpec
-    depth: int
+    depth: Count
     shape: Shape
     """(C, H, W) of the teacher's feature at that depth."""
     labels: list[str]
@@ -42,6 +41,17 @@ class Architecture(Node):
     backbone: str
     arguments: dict[str, Any]
     branches: list[BranchPoint]
+
+    @model_validator(mode="after")
+    def _every_label_has_a_branch(self) -> Self:
+        kept = {label for branch in self.branches for label in branch.labels}
+        if not kept or kept != set(self.labels):
+            raise ValueError("the branches' labels are not those of the target")
+        if any(set(branch.labels) - set(branch.teacher.labels) for branch in self.branches):
+            raise ValueError("a branch keeps labels that its teacher does not know")
+        if len({branch.teacher.name for branch in self.branches}) < len(self.branches):
+            raise ValueError("two branches have the same name")
+        return self
 
 
 class DualGenerator(nn.Module):
@@ -74,13 +84,13 @@ class DualGenerator(nn.Module):
     def shapes(self, spec: InputSpec) -> list[Shape]:
         """(C, H, W) at depths 0..p."""
         value = torch.zeros(1, spec.channels, spec.size, spec.size)
-        shapes: list[Shape] = [tuple(value.shape[1:])]  # type: ignore[list-item]
+        shapes = [_shape(value)]
         was_training = self.training
         self.eval()
         with torch.no_grad():
             for block in self.blocks:
                 value = block(value)
-                shapes.append(tuple(value.shape[1:]))  # type: ignore[arg-type]
+                shapes.append(_shape(value))
         self.train(was_training)
         return shapes
 
@@ -96,7 +106,7 @@ class DualGenerator(nn.Module):
 
 
 class TargetNet(nn.Module):
-    """The network that was wanted: the dual generator as a trunk, the teachers' own tails behind it."""
+    """The network that was wanted: the dual generator as a trunk, then the teachers' own tails."""
 
     def __init__(self, design: Architecture) -> None:
         super().__init__()
@@ -116,12 +126,12 @@ class TargetNet(nn.Module):
         return self.judge(self.trunk(images))
 
     def judge(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{teacher: logits (N, kept labels)}, what the tails say of the trunk's filtered features."""
+        """{teacher: logits (N, kept labels)}: what the tails say of the trunk's features."""
         return {name: tail(features[name])[:, self.kept[name]] for name, tail in self.tails.items()}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Probabilities (N, C) in the order of `labels`; a label known to two teachers is averaged."""
+        """Probabilities (N, C) in the order of `labels`; the mean where two teachers know one."""
         probabilities = torch.zeros(len(images), len(self.labels), device=images.device)
         voices = torch.zeros(len(self.labels), device=images.device)
         logits = self(images)
@@ -167,7 +177,10 @@ class TargetNet(nn.Module):
                 raise InputError(
                     "allow_code", f"{place} needs code from {module}", f'allow_code=["{module}"]'
                 )
-        net = cls(design)
+        try:
+            net = cls(design)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _no_target(place / "config.json") from error
         net._load(place / "model.safetensors")
         return net.eval()
 
@@ -188,6 +201,11 @@ class TargetNet(nn.Module):
 def version() -> str:
     """The installed version of this package."""
     return importlib.metadata.version("dfka_dist")
+
+
+def _shape(features: Tensor) -> Shape:
+    _, channels, height, width = features.shape
+    return channels, height, width
 
 
 def _trunk(design: Architecture) -> nn.ModuleList:
@@ -214,12 +232,16 @@ def _tail(branch: BranchPoint, index: int) -> nn.Module:
 
 def _read_design(path: Path) -> Architecture:
     try:
-        return Architecture.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Architecture.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             "--target-net", f"{path} cannot be read: {error.strerror}", "a saved target"
         ) from error
     except (ValidationError, ValueError) as error:
-        raise InputError(
-            "--target-net", f"{path} describes no target", "the config.json that was saved"
-        ) from error
+        raise _no_target(path) from error
+
+
+def _no_target(path: Path) -> InputError:
+    return InputError(
+        "--target-net", f"{path} describes no target", "the config.json that was saved"
+    )

@@ -1,7 +1,7 @@
 """What the trainer knows of its teachers, wherever they live.
 
-A `Question` is asked of several teachers at once with `forward`; the cotangents of their answers go back to
-the question's inputs with `pullback`. Both return at once: ask everything first, then await.
+A `Question` is asked of several teachers at once with `forward`; the cotangents of their answers
+go back to the question's inputs with `pullback`. Both return at once: ask all first, then await.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ class Question:
     """One batch for several teachers."""
 
     inputs: Tensor
-    """(N, C, H, W): images in [0, 1] at depth 0, else features as they lie behind block `depth`."""
+    """(N, C, H, W): images in [0, 1] at depth 0, else features from behind block `depth`."""
     teachers: tuple[str, ...]
     wanted: Wanted = Wanted()
     depth: int = 0
     gates: Mapping[str, Tensor] = field(default_factory=dict)
-    """Per teacher (N, C), multiplied onto the inputs channel by channel: the feature travels once."""
+    """Per teacher (N, C), multiplied onto the inputs by channel: the feature travels once."""
     precision: Precision = "fp32"
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Under which servers keep the graph."""
@@ -151,4 +151,4 @@ class Teachers(Protocol):
         """Forget the graph of a question that will not be pulled back."""
 
     def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
-        """State of the teacher's blocks behind `depth` and its head, as `BlockChain.tail` names it."""
+        """State of a teacher's blocks behind `depth` and of its head; see `BlockChain.tail`."""

@@ -1,4 +1,4 @@
-"""Teachers in the caller's own process, and the cache of graphs that they share with served ones."""
+"""Teachers in the caller's own process, and the cache of graphs that served ones have too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Graph:
 
 
 class RememberingTeacher:
-    """A teacher that keeps the graphs of its newest answers, bounded in bytes, and redoes those it lost."""
+    """A teacher that keeps the newest graphs, bounded in bytes, and makes those it lost again."""
 
     def __init__(self, teacher: Teacher, cache_bytes: int) -> None:
         self.teacher = teacher
@@ -84,12 +84,17 @@ class RememberingTeacher:
         pairs = [
             (o, c)
             for o, c in zip(_parts(graph.output), _parts(cotangents), strict=True)
-            if c is not None
+            # Sums are constant where the question came in behind the last BatchNorm layer.
+            if c is not None and o is not None and o.requires_grad
         ]
         leaves = [graph.inputs] if graph.gate is None else [graph.inputs, graph.gate]
-        outputs = [output for output, _ in pairs if output is not None]
-        gradients = torch.autograd.grad(outputs, leaves, [c for _, c in pairs])
+        gradients = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs])
         return InputGradient(gradients[0], gradients[1] if graph.gate is not None else None)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the kept graphs hold."""
+        return sum(graph.nbytes for graph in self._graphs.values())
 
     def knows(self, key: str) -> bool:
         """Whether the graph of this question is still kept."""
@@ -122,7 +127,7 @@ class RememberingTeacher:
 
     def _keep(self, key: str, graph: _Graph) -> None:
         self._graphs[key] = graph
-        while self._graphs and sum(g.nbytes for g in self._graphs.values()) > self._bound:
+        while self._graphs and self.kept_bytes > self._bound:
             self._graphs.popitem(last=False)
 
 
@@ -202,7 +207,9 @@ class LocalTeachers:
 
 def _parts(output: TeacherOutput) -> tuple[Tensor | None, ...]:
     sums = output.sums
-    return output.logits, output.embedding, sums and sums.first, sums and sums.second
+    if sums is None:
+        return output.logits, output.embedding, None, None
+    return output.logits, output.embedding, sums.first, sums.second
 
 
 def _detached(output: TeacherOutput) -> TeacherOutput:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dfka_dist.config import Node, RunConfig
 from dfka_dist.errors import InputError
 
 Resources = dict[str, float]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class NodeResources(Node):
     """What one machine of the cluster has."""
 
     name: str
-    cpus: float
-    gpus: float = 0.0
+    """For people; several nodes may share it."""
+    cpus: Amount
+    gpus: Amount = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class PlacementPlan:
     def lines(self) -> list[str]:
         """The plan for a person to read."""
         servers = [
-            f"  server of {seat.teacher}, replica {seat.replica}: {_shown(self.bundles[seat.bundle])} on {seat.node}"
+            f"  server of {seat.teacher}, replica {seat.replica}: "
+            f"{_shown(self.bundles[seat.bundle])} on {seat.node}"
             for seat in self.seats
         ]
         trainers = [
@@ -64,7 +68,7 @@ class PlacementPlan:
 
 
 def plan(config: RunConfig, nodes: Sequence[NodeResources]) -> PlacementPlan:
-    """Give every replica of every teacher a bundle, and check that servers and workers fit on the nodes.
+    """Give every replica of every teacher a bundle; check that servers and workers fit.
 
     Raises:
         InputError: there is not enough of something, and the cluster does not grow.
@@ -77,7 +81,7 @@ def plan(config: RunConfig, nodes: Sequence[NodeResources]) -> PlacementPlan:
     ]
     bundle = _resources(serving.cpus, serving.gpus)
     worker = _resources(training.worker_cpus, training.worker_gpus)
-    free = {node.name: _resources(node.cpus, node.gpus) for node in nodes}
+    free = [(node.name, _resources(node.cpus, node.gpus)) for node in nodes]
     _check_totals(config, bundle, worker, len(wanted), free)
     seats = []
     for index, (teacher, replica) in enumerate(wanted):
@@ -125,7 +129,7 @@ def _check_totals(
     bundle: Resources,
     worker: Resources,
     servers: int,
-    free: dict[str, Resources],
+    free: Sequence[tuple[str, Resources]],
 ) -> None:
     if config.serving.wait_for_nodes:
         return
@@ -134,28 +138,26 @@ def _check_totals(
         ("CPU", ("serving.cpus", "training.worker_cpus")),
     ):
         asked = bundle.get(kind, 0) * servers + worker.get(kind, 0) * config.training.workers
-        there = sum(resources.get(kind, 0) for resources in free.values())
+        there = sum(resources.get(kind, 0) for _, resources in free)
         if asked > there:
             key = (
                 keys[0]
                 if bundle.get(kind, 0) * servers >= worker.get(kind, 0) * config.training.workers
                 else keys[1]
             )
-            remedy = "ask for less, add nodes, or set serving.wait_for_nodes where the cluster grows by itself"
             raise InputError(
                 key,
                 f"servers and workers ask for {asked:g} {kind}s where there are {there:g}",
-                remedy,
+                "ask for less, add nodes, or set serving.wait_for_nodes where the cluster grows",
             )
 
 
-def _fit(wanted: Resources, free: dict[str, Resources], *, spread: bool) -> str | None:
+def _fit(wanted: Resources, free: Sequence[tuple[str, Resources]], *, spread: bool) -> str | None:
     """Take the resources from the first node that has them; the emptiest first when spreading."""
-    order = sorted(free, key=lambda name: -free[name]["CPU"]) if spread else list(free)
-    for name in order:
-        if all(free[name].get(kind, 0) >= amount - 1e-9 for kind, amount in wanted.items()):
+    for name, left in sorted(free, key=lambda node: -node[1]["CPU"]) if spread else free:
+        if all(left.get(kind, 0) >= amount - 1e-9 for kind, amount in wanted.items()):
             for kind, amount in wanted.items():
-                free[name][kind] -= amount
+                left[kind] -= amount
             return name
     return None
 

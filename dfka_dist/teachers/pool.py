@@ -1,8 +1,9 @@
-"""The servers of a run, in a placement group of their own, so that they outlive restarts of the trainer."""
+"""The servers of a run, in a placement group of their own: they outlive restarts of the trainer."""
 
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +19,7 @@ from dfka_dist.models.sources import Weights
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.served import Handle, ServedTeachers
-from dfka_dist.teachers.server import TeacherServer
+from dfka_dist.teachers.server import TeacherServer, WeightStore
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ class TeacherPool:
         wire_precision: Precision = "fp32",
     ) -> None:
         self._specs, self._weights, self._plan, self._serving = specs, weights, plan, serving
-        self._run, self._wire = run, wire_precision
+        self._name, self._wire = f"dfka-{run}-{uuid.uuid4().hex[:8]}", wire_precision
         self._group: PlacementGroup | None = None
         self._servers: dict[str, list[Handle]] = {spec.name: [] for spec in specs}
-        self._sent: dict[str, Any] = {}
+        self._store: Handle | None = None
         self._teachers: ServedTeachers | None = None
 
     def __enter__(self) -> Self:
@@ -83,11 +84,9 @@ class TeacherPool:
 
     def cpu_seconds(self) -> float:
         """What all servers together have computed so far."""
-        return sum(
-            ray.get(
-                [handle.cpu_seconds.remote() for own in self._servers.values() for handle in own]
-            )
-        )
+        handles = [handle for own in self._servers.values() for handle in own]
+        seconds: list[float] = ray.get([handle.cpu_seconds.remote() for handle in handles])
+        return sum(seconds)
 
     @property
     def servers(self) -> Mapping[str, Sequence[Handle]]:
@@ -98,6 +97,9 @@ class TeacherPool:
         """Stop the servers and give the resources back."""
         for handle in [handle for own in self._servers.values() for handle in own]:
             ray.kill(handle)
+        if self._store is not None:
+            ray.kill(self._store)
+            self._store = None
         self._servers = {name: [] for name in self._servers}
         if self._group is not None:
             remove_placement_group(self._group)
@@ -105,7 +107,7 @@ class TeacherPool:
 
     def _reserved(self) -> PlacementGroup:
         bundles = [dict(bundle) for bundle in self._plan.bundles]
-        group = placement_group(bundles, strategy=self._plan.strategy, name=f"dfka-{self._run}")
+        group = placement_group(bundles, strategy=self._plan.strategy, name=self._name)
         if not group.wait(self._serving.start_timeout):
             remove_placement_group(group)
             free = {
@@ -114,20 +116,24 @@ class TeacherPool:
                 if kind in ("CPU", "GPU")
             }
             raise RunFailed(
-                f"the cluster did not give {bundles} within {self._serving.start_timeout:g} s; free now: {free}; "
+                f"the cluster did not give {bundles} within {self._serving.start_timeout:g} s; "
+                f"free now: {free}; "
                 "ask for less under serving, or wait longer with serving.start_timeout"
             )
         return group
 
     def _start(self) -> None:
         server = ray.remote(TeacherServer)
-        # Kept, for a server that is started again fetches them again.
-        self._sent = {name: ray.put(weights) for name, weights in self._weights.items()}
+        self._store = (
+            ray.remote(WeightStore)
+            .options(name=f"{self._name}-weights", num_cpus=0, max_restarts=0)
+            .remote(dict(self._weights))
+        )
         specs = {spec.name: spec for spec in self._specs}
         for seat in self._plan.seats:
             resources = self._plan.bundles[seat.bundle]
             handle = server.options(
-                name=f"dfka-{self._run}-{seat.teacher}-{seat.replica}",
+                name=f"{self._name}-{seat.teacher}-{seat.replica}",
                 num_cpus=resources["CPU"],
                 num_gpus=resources.get("GPU", 0),
                 max_restarts=self._serving.restarts,
@@ -135,7 +141,7 @@ class TeacherPool:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, seat.bundle),
             ).remote(
                 spec=specs[seat.teacher],
-                weights=[self._sent[seat.teacher]],
+                store=f"{self._name}-weights",
                 threads=self._serving.threads,
                 cache_bytes=self._serving.cache_megabytes * 2**20,
                 wire_precision=self._wire,
@@ -152,10 +158,13 @@ class TeacherPool:
             descriptions = {name: ray.get(reference) for name, reference in first.items()}
         except GetTimeoutError:
             raise RunFailed(
-                f"the teachers were not loaded within {self._serving.start_timeout:g} s (serving.start_timeout)"
+                f"the teachers were not loaded within {self._serving.start_timeout:g} s "
+                "(serving.start_timeout)"
             ) from None
         except RayActorError as error:
-            raise RunFailed(f"a teacher's server did not start: {error}") from error
+            # Ray tells the whole story of a server, and what went wrong in it last.
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise RunFailed(f"a teacher's server did not start: {reason}") from error
         return ServedTeachers(
             descriptions,
             self._servers,

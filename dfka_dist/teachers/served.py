@@ -1,5 +1,7 @@
-"""`Teachers` that live in Ray actors: every call goes to the replica with the least to do, and is asked
-again elsewhere when that replica dies."""
+"""`Teachers` that live in Ray actors.
+
+Every call goes to the replica with the least to do, and is asked again elsewhere when that dies.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,8 @@ class ServedTeachers:
         asked: _Asked[Any] = self._ask(
             sent, lambda _, server: server.tail.remote(depth), {teacher: None}, None
         )
-        return asked.result()[teacher]  # type: ignore[no-any-return]
+        state: dict[str, Tensor] = asked.result()[teacher]
+        return state
 
     def _call(self, question: Question, name: str) -> Call:
         gate = question.gates.get(name)
@@ -201,7 +204,8 @@ class _Asked(Generic[Answer]):
             except RayTaskError as error:
                 raise RunFailed(f"teacher {name} failed: {error.cause}") from error
             replica.outstanding = [r for r in replica.outstanding if r != reference]
-            return self._decoded(arrays)
+            answer: Answer = self._decoded(arrays)
+            return answer
 
     def _decoded(self, arrays: Any) -> Any:
         if isinstance(arrays, dict):

@@ -1,4 +1,4 @@
-"""A teacher in a Ray actor: a pure function plus a cache, so that any call may be asked again anywhere."""
+"""A teacher in a Ray actor: a pure function plus a cache; any call may be asked again anywhere."""
 
 from __future__ import annotations
 
@@ -29,12 +29,26 @@ class Call:
     gate: wire.Array | None
 
 
+class WeightStore:
+    """Hands the weights that the driver has read to servers, and to those that are started again.
+
+    An object reference would not do: Ray may lose what a restarted actor's arguments refer to.
+    """
+
+    def __init__(self, weights: dict[str, Weights]) -> None:
+        self._weights = weights
+
+    def weights(self, teacher: str) -> Weights:
+        """One teacher's."""
+        return self._weights[teacher]
+
+
 class TeacherServer:
     """Serves one replica of one teacher.
 
     Args:
-        weights: one object reference to the teacher's `Weights`, in a list so that Ray hands it over
-            unopened: a server needs no file.
+        store: name of the `WeightStore`: a server needs no file. Not its handle, which would be an
+            object that a restart could miss.
         threads: CPU threads; equal for all replicas of a teacher, for the same answers.
     """
 
@@ -42,7 +56,7 @@ class TeacherServer:
         self,
         *,
         spec: TeacherSpec,
-        weights: list[Any],
+        store: str,
         threads: int,
         cache_bytes: int,
         wire_precision: Precision,
@@ -51,8 +65,8 @@ class TeacherServer:
         self._device = torch.device(
             "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         )
-        loaded: Weights = ray.get(weights[0])
-        teacher = Teacher(spec, f"teachers.{spec.name}", loaded).to(self._device)
+        weights: Weights = ray.get(ray.get_actor(store).weights.remote(spec.name))
+        teacher = Teacher(spec, f"teachers.{spec.name}", weights).to(self._device)
         self._teacher = RememberingTeacher(teacher, cache_bytes)
         self._wire = wire_precision
 
@@ -79,7 +93,7 @@ class TeacherServer:
     def pullback(
         self, call: Call, inputs: list[Any], cotangents: tuple[wire.Array | None, ...]
     ) -> tuple[wire.Array | None, ...]:
-        """Gradients of a call's inputs; the inputs themselves are fetched only if the graph is gone."""
+        """Gradients of a call's inputs; those are fetched only if the graph is gone."""
         gradient = self._teacher.pullback(
             call.key,
             lambda: self._open(inputs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -42,7 +42,7 @@ class Teacher:
         network.eval().requires_grad_(False)
         self.spec = spec
         self.preprocessing = Preprocessing(spec.input)
-        self.chain = cut(network, spec.blocks, _example(spec), key)
+        self.chain = cut(network, spec.blocks, _example(spec).to(_dtype(network)), key)
         self.chain.requires_grad_(False)
         self._embedding = _last_linear(network)
         self._parts = _batch_norms(network, self.chain)
@@ -59,6 +59,7 @@ class Teacher:
         """Move to a device; in place."""
         self.chain.to(device)
         self.preprocessing.to(device)
+        self._parts = [(layer, mean.to(device)) for layer, mean in self._parts]
         return self
 
     def forward(
@@ -73,7 +74,7 @@ class Teacher:
         """Differentiable answer for inputs (N, C, H, W) at a depth; see `Question`."""
         self._inputs, self._listening = {}, wanted.sums or wanted.embedding
         value = inputs if gate is None else inputs * gate[:, :, None, None]
-        value = value if depth else self.preprocessing(value)
+        value = (value if depth else self.preprocessing(value)).to(_dtype(self.chain))
         try:
             with torch.autocast(value.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = self.chain(
@@ -89,7 +90,7 @@ class Teacher:
         finally:
             self._inputs, self._listening = {}, False
 
-    def _hear(self, path: str):  # type: ignore[no-untyped-def]
+    def _hear(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if self._listening:
                 self._inputs[path] = arguments[0]
@@ -122,7 +123,7 @@ class Teacher:
         with torch.no_grad():
             images = torch.rand(1, spec.input.channels, spec.input.size, spec.input.size)
             self._listening = True
-            *features, logits = self.chain.walk(self.preprocessing(images))
+            *features, logits = self.chain.walk(self.preprocessing(images).to(_dtype(network)))
             embedding = self._inputs[self._embedding] if self._embedding else None
             self._inputs, self._listening = {}, False
         if logits.ndim != 2 or logits.shape[1] != len(spec.labels):
@@ -184,6 +185,10 @@ def _batch_norms(network: nn.Module, chain: BlockChain) -> list[tuple[BatchNormL
             layer = BatchNormLayer(path, part.num_features, chain.place(path) + 1)
             found.append((layer, part.running_mean.clone()))
     return found
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in network.parameters()), torch.float32)
 
 
 def _at_least_fp32(value: Tensor) -> Tensor:

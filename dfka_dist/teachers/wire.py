@@ -1,6 +1,7 @@
 """Tensors as NumPy arrays for the object store, and back.
 
-bf16 travels as its 16-bit pattern, everything else as itself; float64 stays float64 whatever is chosen.
+bf16 travels as its 16-bit pattern, everything else as itself; float64 stays float64 whatever is
+chosen.
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""The trainer: two engines that take turns, whatever serves the teachers and whoever launches it."""
+"""The trainer: two engines that take turns, whatever serves the teachers and whoever launches
+it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dfka_dist.config import RunConfig
 from dfka_dist.losses import LossReport
+from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator, Stack
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Pending, Question, TeacherOutput, Teachers
@@ -30,7 +31,7 @@ from dfka_dist.training.synthesis import Synthesis
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-SAMPLES = 10
+SAMPLES = 10  # even: two neighbours have the same label
 """Synthesized images shown for each label."""
 
 
@@ -117,7 +118,8 @@ class Amalgamator:
             half = training.dual_steps // 2
             generator.network.train()
             batch = synthesis.ask(*self._draw("joint", step))
-            # The student learns from memory while the teachers look at the new images, and again while
+            # The student learns from memory while the teachers look at the new images, and again
+            # while
             # they carry gradients back. Which images meet which weights is fixed by the step alone.
             dual_reports = self._study(dual, step, range(half), rate)
             weights = weights_at(self._config.losses, step, training.steps)
@@ -179,10 +181,11 @@ class Amalgamator:
         if not len(self._memory):
             return []
         training = self._config.training
+        every = round(1 / training.fresh), round(1 / training.remembered)
         reports = []
         for turn in turns:
-            fresh = self._memory.newest(turn, round(1 / training.fresh))
-            old = self._memory.draw(f"memory.{turn}", step)
+            fresh = self._memory.newest(turn, every[0])
+            old = self._memory.draw(f"memory.{turn}", step, turn, every[1])
             reports.append(dual.learn(Labelled.joined(fresh, old), rate))
         return reports
 
@@ -220,20 +223,24 @@ class Amalgamator:
 
     def _samples(self, generator: Engine) -> Tensor:
         labels = len(self._design.labels)
-        images = self._synthesize(generator, "samples", 0, range(labels * SAMPLES)).images
-        return images.unflatten(0, (SAMPLES, labels)).transpose(0, 1).flatten(0, 1).cpu()
+        rows = range(labels * SAMPLES)
+        images = self._synthesize(generator, "samples", 0, rows).images
+        by_label = sorted(rows, key=lambda row: (row // 2) % labels)
+        return images[by_label].cpu()
 
     def _new_generator(self) -> GroupStackGenerator:
         descriptions = list(self._teachers.descriptions.values())
         reference = max(descriptions, key=lambda description: description.parameters)
         spec, image = self._config.generator, self._design.input
         shapes = [(image.channels, image.size, image.size), *reference.shapes[1:-1]]
-        filtered = {d.spec.name: [shapes[0], *d.shapes[1:-1]] for d in descriptions}
+        filtered: dict[str, Sequence[Shape]] = {}
+        if self._config.losses.group:
+            filtered = {d.spec.name: [shapes[0], *d.shapes[1:-1]] for d in descriptions}
         with self._seeded(1):
             return GroupStackGenerator(
                 latent=spec.latent,
                 shapes=shapes,
-                teachers=filtered if self._config.losses.group else {},
+                teachers=filtered,
                 labels=len(self._design.labels),
                 width=spec.width,
                 label_scale=spec.label_scale,

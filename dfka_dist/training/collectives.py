@@ -25,14 +25,17 @@ class _GlobalSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Every worker takes the same loss of the same sum, and engines average gradients over workers.
-        return gradients[0] * ctx.size
+        # Every worker takes the same loss of the same sum, and engines average gradients over
+        # workers.
+        gradient: Tensor = gradients[0] * ctx.size
+        return gradient
 
 
 def global_sum(value: Tensor) -> Tensor:
     """The sum over workers of a tensor, differentiable.
 
-    A loss of it must be the same on all workers and its gradient be averaged over them, as engines do.
+    A loss of it must be the same on all workers and its gradient be averaged over them, as
+    engines do.
     """
     total: Tensor = _GlobalSum.apply(value)  # type: ignore[no-untyped-call]
     return total
@@ -40,7 +43,8 @@ def global_sum(value: Tensor) -> Tensor:
 
 def global_mean(value: Tensor) -> Tensor:
     """The mean over workers of a tensor, differentiable; see `global_sum`."""
-    return global_sum(value) / rank_and_size()[1]
+    mean: Tensor = global_sum(value) / rank_and_size()[1]
+    return mean
 
 
 @torch.no_grad()

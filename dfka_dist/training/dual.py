@@ -1,4 +1,5 @@
-"""One step of the dual generator, or of the target in its place: distil what the teachers said (eq. 13, 14)."""
+"""One step of the dual generator, or of the target in its place: distil what the teachers said
+(eq. 13, 14)."""
 
 from __future__ import annotations
 

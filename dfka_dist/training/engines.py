@@ -25,7 +25,8 @@ class Engine:
     """One trainable network under ZeRO.
 
     Args:
-        network: a plain module, its parameters contiguous; only those that require gradients are trained.
+        network: a plain module, its parameters contiguous; only those that require gradients are
+        trained.
         micro_batch: images a step on this worker (bookkeeping of DeepSpeed's).
     """
 
@@ -43,7 +44,8 @@ class Engine:
         device = next(network.parameters()).device
         if precision == "bf16":
             # Inside the module: the engine switches off an autocast that it finds around itself.
-            network.forward = torch.autocast(device.type, torch.bfloat16)(network.forward)  # type: ignore[method-assign]
+            autocast = torch.autocast(device.type, torch.bfloat16)
+            network.forward = autocast(network.forward)
         self.network = network
         self._engine, *_ = deepspeed.initialize(
             model=network,
@@ -57,7 +59,8 @@ class Engine:
         return self._engine(*inputs)
 
     def step(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], rate: float) -> None:
-        """Carry cotangents from outputs of the last call to the parameters, average over workers, and step."""
+        """Carry cotangents from outputs of the last call to the parameters, average over workers,
+        and step."""
         torch.autograd.backward(list(outputs), list(cotangents))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -79,7 +82,8 @@ class Engine:
 
 @contextmanager
 def listened_to(network: nn.Module) -> Iterator[None]:
-    """A network as a critic: gradients go through it, nothing in it moves, BatchNorm uses its buffers."""
+    """A network as a critic: gradients go through it, nothing in it moves, BatchNorm uses its
+    buffers."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     was_training = network.training
     network.eval()
@@ -95,7 +99,8 @@ def listened_to(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def only_synthesizing(network: nn.Module) -> Iterator[None]:
-    """A generator out of turn: BatchNorm normalises by the batch and leaves its buffers alone; no gradients."""
+    """A generator out of turn: BatchNorm normalises by the batch and leaves its buffers alone; no
+    gradients."""
     layers = [
         part
         for part in network.modules()

@@ -38,8 +38,10 @@ class Labelled:
 class SampleMemory:
     """The newest steps' batches, as many as fit; this worker keeps its own columns of every batch.
 
-    A remembered image keeps its column (its global index within the batch), and only the step is drawn.
-    So a draw needs no other worker, and does not depend on how many there are. Images are kept in 16 bits.
+    A remembered image keeps its column (its global index within the batch), and only the step is
+    drawn.
+    So a draw needs no other worker, and does not depend on how many there are. Images are kept in
+    16 bits.
 
     Args:
         columns: global sample indices, within a batch, that this worker makes.
@@ -56,7 +58,7 @@ class SampleMemory:
 
     def __len__(self) -> int:
         """Steps that are kept."""
-        return 0 if self._images is None else min(self._added, len(self._images))
+        return min(self._added, self._slots)
 
     def add(self, batch: Labelled) -> None:
         """Remember this worker's part of the newest batch; the oldest makes room."""
@@ -70,17 +72,23 @@ class SampleMemory:
         self._added += 1
 
     def newest(self, offset: int, stride: int) -> Labelled:
-        """Every `stride`-th column of the newest batch, beginning with `offset`."""
-        assert self._images is not None
-        columns = torch.tensor(
-            [i for i, column in enumerate(self.columns) if (column + offset) % stride == 0]
-        )
-        return self._at(torch.full_like(columns, (self._added - 1) % len(self._images)), columns)
+        """Every `stride`-th column of the newest batch; `offset` says which."""
+        columns = self._every(offset, stride)
+        return self._at(torch.full_like(columns, (self._added - 1) % self._slots), columns)
 
-    def draw(self, stream: str, step: int) -> Labelled:
-        """One remembered image for each column."""
-        chance = self._streams.uniform(stream, step, self.columns, 1)[:, 0]
-        return self._at((chance * len(self)).long(), torch.arange(len(self.columns)))
+    def draw(self, stream: str, step: int, offset: int = 0, stride: int = 1) -> Labelled:
+        """One remembered image for every `stride`-th column; `offset` says which."""
+        columns = self._every(offset, stride)
+        chance = self._streams.uniform(stream, step, self.columns, 1)[columns, 0]
+        return self._at((chance * len(self)).long(), columns)
+
+    @property
+    def _slots(self) -> int:
+        return 0 if self._images is None else len(self._images)
+
+    def _every(self, offset: int, stride: int) -> Tensor:
+        chosen = [i for i, column in enumerate(self.columns) if (column + offset) % stride == 0]
+        return torch.tensor(chosen)
 
     def _at(self, slots: Tensor, columns: Tensor) -> Labelled:
         assert self._images is not None

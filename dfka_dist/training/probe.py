@@ -28,7 +28,8 @@ class ProbeSet:
         self._parts.append(images)
 
     def images(self) -> Tensor:
-        """(N, C, H, W): all parts, neighbours across them mixed half and half, and all moved a little."""
+        """(N, C, H, W): all parts, neighbours across them mixed half and half, and all moved a
+        little."""
         plain = torch.cat(self._parts)
         mixed = (plain + plain.roll(len(plain) // 2 + 1, dims=0)) / 2
         largest = max(1, plain.shape[-1] // 16)

@@ -16,7 +16,8 @@ def cosine(step: int, steps: int, start: float, end: float) -> float:
 
 
 def weights_at(weights: LossWeights, step: int, steps: int) -> LossWeights:
-    """Disagreement is ramped up, while the student knows nothing, and down to 0, so that it can settle."""
+    """Disagreement is ramped up, while the student knows nothing, and down to 0, so that it can
+    settle."""
     done = step / max(1, steps)
     share = min(1.0, done / RAMP_UP, max(0.0, (1 - done) / (1 - RAMP_DOWN)))
     return weights.model_copy(update={"adversarial": weights.adversarial * share})

@@ -1,4 +1,5 @@
-"""Random draws as a function of (seed, stream, step, global sample index), the same on any number of workers."""
+"""Random draws as a function of (seed, stream, step, global sample index), the same on any number
+of workers."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Streams:
     seed: int
 
     def uniform(self, stream: str, step: int, rows: range, width: int) -> Tensor:
-        """(len(rows), width) float64 in (0, 1); row i depends on nothing but i, stream, step and seed."""
+        """(len(rows), width) float64 in (0, 1); row i depends on nothing but i, stream, step and
+        seed."""
         counts = -(-width // _WORDS_PER_COUNT)
         key = np.random.SeedSequence([self.seed, zlib.crc32(stream.encode()), step]).generate_state(
             2, np.uint64
@@ -38,14 +40,18 @@ class Streams:
         return (radius * (2 * torch.pi * uniform[:, width:]).cos()).float()
 
     def label_sets(self, stream: str, step: int, rows: range, labels: int, most: int) -> Tensor:
-        """(len(rows), labels) of zeros and ones: 1 to `most` labels an image, each label equally often.
+        """(len(rows), labels) of zeros and ones: 1 to `most` labels an image, all sizes equally
+        often.
 
-        The first label of image i is i modulo `labels`, so that every batch is balanced.
+        Images 2k and 2k + 1 have the same set; its first label is k modulo `labels`, so that every
+        batch is balanced.
         """
-        # The label order is random but for its first place; as many of it are taken as the size says.
-        uniform = self.uniform(stream, step, rows, labels + 1)
+        pairs = range(rows.start // 2, -(-rows.stop // 2))
+        uniform = self.uniform(stream, step, pairs, labels + 1)
+        # The labels' order is random but for its first place; the size says how many of it are
+        # taken.
         order = uniform[:, :labels]
-        first = torch.tensor([row % labels for row in rows])
-        order[torch.arange(len(rows)), first] = -1.0
+        order[torch.arange(len(pairs)), torch.tensor([pair % labels for pair in pairs])] = -1.0
         sizes = 1 + (uniform[:, labels:] * most).long()
-        return (order.argsort(dim=1).argsort(dim=1) < sizes).float()
+        sets = (order.argsort(dim=1).argsort(dim=1) < sizes).float()
+        return sets.repeat_interleave(2, dim=0)[rows.start % 2 :][: len(rows)]

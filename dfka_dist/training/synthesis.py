@@ -1,4 +1,5 @@
-"""One step of the generator: make images, let the teachers criticise them, carry the criticism back.
+"""One step of the generator: make images, let the teachers criticise them, carry the criticism
+back.
 
 Three calls, so that others can work while the teachers do: `ask`, `criticise`, `learn`.
 """
@@ -37,6 +38,8 @@ class SynthesizedBatch:
     """What the generator made, with the questions that are out about it."""
 
     stack: Stack
+    noise: Tensor
+    """(N, Z)"""
     targets: dict[str, Tensor] | None
     """Per teacher, the sampled label sets (N, K); None for the teachers' own decisions (eq. 5)."""
     image_question: Question
@@ -89,7 +92,7 @@ class Synthesis:
         answers = [
             [self._teachers.forward(question) for question in questions] for questions in groups
         ]
-        return SynthesizedBatch(stack, targets, image, image_answer, groups, answers)
+        return SynthesizedBatch(stack, noise, targets, image, image_answer, groups, answers)
 
     def criticise(
         self, batch: SynthesizedBatch, student: TargetNet | None, weights: LossWeights
@@ -109,7 +112,7 @@ class Synthesis:
             [{name: _leaf(answer) for name, answer in pending.result().items()} for pending in row]
             for row in batch.group_answers
         ]
-        report = self._report(images, answers, groups, batch.targets, student, weights)
+        report = self._report(batch, images, answers, groups, student, weights)
         refuse_non_finite(report)
         report.total.backward()  # type: ignore[no-untyped-call]
         sent = [(batch.image_question, answers)]
@@ -182,10 +185,10 @@ class Synthesis:
 
     def _report(
         self,
+        batch: SynthesizedBatch,
         images: Tensor,
         answers: Mapping[str, TeacherOutput],
         groups: Sequence[Sequence[Mapping[str, TeacherOutput]]],
-        targets: Mapping[str, Tensor] | None,
         student: TargetNet | None,
         weights: LossWeights,
     ) -> LossReport:
@@ -193,7 +196,7 @@ class Synthesis:
         known = self._teachers.descriptions
         task: dict[str, Task] = {name: known[name].spec.task for name in answers}
         logits = {name: _logits(answer) for name, answer in answers.items()}
-        goal = targets or {
+        goal = batch.targets or {
             name: losses.decisions(value, task[name]) for name, value in logits.items()
         }
 
@@ -243,6 +246,8 @@ class Synthesis:
                 ),
                 # the student shall learn something
                 "adversarial": disagreement,
+                # unlike noise shall give unlike images
+                "diversity": lambda: losses.diversity(images, batch.noise),
                 "total_variation": lambda: losses.total_variation(images),
                 "l2": lambda: losses.l2(images),
             },
@@ -298,7 +303,8 @@ def _leaf(answer: TeacherOutput) -> TeacherOutput:
 
 
 def _cotangents(leaf: TeacherOutput) -> TeacherOutput:
-    """What came out of the loss's backward; zero logits where nothing did, so that there is a gradient."""
+    """What came out of the loss's backward; zero logits where nothing did, so that there is a
+    gradient."""
     logits = _logits(leaf)
     sums, none = leaf.sums, None
     return TeacherOutput(

@@ -1,0 +1,68 @@
+"""python jobs/evaluate.py --target-net runs/digits/target_net --config jobs/presets/digits.yaml
+
+Score a saved network beside its teachers again; the figures are those of `result.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfka_dist import commandline
+from dfka_dist.config import RunConfig
+from dfka_dist.errors import InputError
+from dfka_dist.models.sources import read_all_weights
+from dfka_dist.models.target import TargetNet
+from dfka_dist.scoring import load_data, score
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import load_teachers
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load, score, print; with `--output`, write `evaluation.json` as well."""
+    parser = commandline.parser(__doc__ or "")
+    parser.add_argument(
+        "--target-net", required=True, type=Path, metavar="DIR", help="saved target"
+    )
+    parser.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module that parts of the network may be imported from",
+    )
+    arguments = parser.parse_args(argv)
+    config = commandline.configuration(arguments)
+    folder = commandline.output_folder(arguments, config) if arguments.output else None
+    target = TargetNet.from_pretrained(arguments.target_net, arguments.allow_code)
+    _check(target, config)
+    teachers = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
+    data = load_data(config)
+    if not data:
+        raise InputError("evaluations", "is missing", "a data set to score on")
+    if arguments.dry_run:
+        print(
+            "\n".join(f"would score on {images.name}: {len(images)} images" for images, _ in data)
+        )
+        return
+    text = json.dumps(score(data, teachers, target), indent=2)
+    if folder is not None:
+        (commandline.emptied(folder) / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def _check(target: TargetNet, config: RunConfig) -> None:
+    known = {teacher.name: teacher.labels for teacher in config.teachers}
+    for branch in target.design.branches:
+        if known.get(branch.teacher.name) != branch.teacher.labels:
+            raise InputError(
+                "teachers",
+                f"the target was made of {branch.teacher.name} with other labels",
+                "the configuration that the target was made with",
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(commandline.guarded(main)())

@@ -1,0 +1,1 @@
+"""Everything that loads Ray or DeepSpeed, on the real things."""

@@ -1,0 +1,246 @@
+"""What all jobs share: their arguments, their exit codes, and one line when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dfka_dist import commandline
+from dfka_dist.config import PRESETS, RunConfig, load
+from dfka_dist.errors import DfkaError, InputError, Interrupted, RunFailed
+
+DIGITS = str(PRESETS / "digits.yaml")
+Main = Callable[[Sequence[str] | None], None]
+
+
+def job(argv: Sequence[str] | None) -> None:
+    """A job that checks all that the user said, and then makes its folder."""
+    arguments = commandline.parser("A job.").parse_args(argv)
+    config = commandline.configuration(arguments)
+    folder = commandline.output_folder(arguments, config)
+    if not arguments.dry_run:
+        commandline.emptied(folder)
+
+
+def failing(error: BaseException) -> Main:
+    def main(argv: Sequence[str] | None) -> None:
+        raise error
+
+    return main
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1
+    return err.rstrip("\n")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load(DIGITS)
+
+
+def arguments(*argv: str) -> argparse.Namespace:
+    return commandline.parser("A job.").parse_args(["--config", DIGITS, *argv])
+
+
+def refused(config: RunConfig, *argv: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        commandline.output_folder(arguments(*argv), config)
+    return caught.value
+
+
+# exit codes
+
+
+def test_a_job_that_is_done_exits_with_0() -> None:
+    assert commandline.guarded(job)(["--config", DIGITS, "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("a.b", "is 3", "1 to 2"), 2),
+        (RunFailed("the workers failed"), 3),
+        (DfkaError("something"), 3),
+        (Interrupted("stopped with a checkpoint"), 4),
+        (KeyboardInterrupt(), 4),
+        (ValueError("unforeseen"), 3),
+        (MemoryError(), 3),
+        (AssertionError("ours"), 3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_failure_has_its_exit_code_and_one_line(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commandline.guarded(failing(error))([]) == code
+    assert said(capsys).startswith("error: ")
+
+
+def test_wrong_input_is_said_by_key_and_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    commandline.guarded(failing(InputError("a.b", "is 3", "1 to 2")))([])
+    assert said(capsys) == "error: a.b: is 3 (1 to 2)"
+
+
+def test_a_failure_of_many_lines_is_said_in_one(capsys: pytest.CaptureFixture[str]) -> None:
+    commandline.guarded(failing(RunFailed("first\nsecond\r\n\tthird")))([])
+    assert said(capsys) == "error: first second third"
+
+
+def test_an_unforeseen_failure_is_said_by_its_type(capsys: pytest.CaptureFixture[str]) -> None:
+    commandline.guarded(failing(ZeroDivisionError("by zero")))([])
+    assert said(capsys) == "error: ZeroDivisionError: by zero"
+
+
+@pytest.mark.parametrize(
+    ("argv", "begins"),
+    [
+        ([], "error: arguments: "),
+        (["--config"], "error: arguments: "),
+        (["--config", DIGITS, "--frobnicate"], "error: arguments: "),
+        (["--config", "none.yaml"], "error: --config: none.yaml does not exist"),
+        (["--config", DIGITS, "--set", "training.stepz=1"], "error: training.stepz: unknown key"),
+        (["--config", DIGITS, "--set", "training.steps=0"], "error: training.steps: "),
+        (["--config", DIGITS, "--set", "training"], "error: --set: "),
+        (["--config", DIGITS, "--output", "/dev/null"], "error: --output: "),
+        (["--config", DIGITS, "--output", "/dev/null/x"], "error: --output: "),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_one_line_and_write_nothing(
+    argv: list[str], begins: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commandline.guarded(job)(argv) == 2
+    assert said(capsys).startswith(begins)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        commandline.guarded(job)(["--help"])
+    assert caught.value.code == 0
+    assert "--config FILE" in capsys.readouterr().out
+
+
+# arguments
+
+
+def test_assignments_of_the_command_line_come_after_the_file() -> None:
+    given = arguments("--set", "training.steps=7", "--set", "run.seed=5")
+    config = commandline.configuration(given)
+    assert (config.training.steps, config.run.seed) == (7, 5)
+
+
+# the output folder
+
+
+def test_results_go_to_runs_and_the_name_unless_told_otherwise(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    assert commandline.output_folder(arguments(), config) == tmp_path / "runs" / "digits"
+
+
+def test_results_go_where_they_are_told(config: RunConfig, tmp_path: Path) -> None:
+    assert commandline.output_folder(arguments("--output", "x/y"), config) == tmp_path / "x/y"
+
+
+def test_asking_for_the_folder_does_not_make_it(config: RunConfig, tmp_path: Path) -> None:
+    commandline.output_folder(arguments(), config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_may_be_used(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    assert commandline.output_folder(arguments("--output", "x"), config) == tmp_path / "x"
+
+
+def test_a_file_in_place_of_the_folder_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    assert refused(config, "--output", "x").what.endswith("is a file")
+
+
+@pytest.mark.parametrize("mark", commandline.MARKS)
+def test_a_folder_that_holds_a_run_is_refused(config: RunConfig, tmp_path: Path, mark: str) -> None:
+    (tmp_path / mark).write_text("")
+    assert "already holds a run" in refused(config, "--output", ".").what
+
+
+def test_a_folder_that_holds_a_run_may_be_overwritten_on_request(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    given = arguments("--output", ".", "--overwrite")
+    assert commandline.output_folder(given, config) == tmp_path
+
+
+def test_a_folder_with_other_files_is_never_overwritten(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "files that are no run's" in refused(config, "--output", ".", "--overwrite").what
+
+
+def test_emptying_makes_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert commandline.emptied(tmp_path / "a" / "b").is_dir()
+
+
+def test_emptying_leaves_nothing_inside(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "result.json").write_text("{}")
+    assert list(commandline.emptied(tmp_path / "a").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^--output: .* cannot be written"):
+        commandline.emptied(tmp_path / "file" / "inside")
+
+
+# the log
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    root = logging.getLogger()
+    level = root.level
+    handler = commandline.log_to(tmp_path)
+    yield tmp_path / "run.log"
+    root.removeHandler(handler)
+    root.setLevel(level)
+    handler.close()
+
+
+def test_what_is_logged_is_in_the_folder(log: Path) -> None:
+    logging.getLogger("dfka_dist.anywhere").info("something happened")
+    assert "INFO dfka_dist.anywhere: something happened" in log.read_text()
+
+
+def test_a_failed_run_says_where_its_log_is(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commandline.guarded(failing(RunFailed("the workers failed")))([])
+    assert said(capsys) == f"error: the workers failed (the log is {log})"
+
+
+def test_the_log_of_a_failed_run_has_the_traceback(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commandline.guarded(failing(ZeroDivisionError("by zero")))([])
+    assert "in failing" in log.read_text() or "in main" in log.read_text()
+
+
+def test_a_failure_that_says_very_much_is_cut_short_before_the_log_is_named(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commandline.guarded(failing(RunFailed("x" * 5000)))([])
+    line = said(capsys)
+    assert len(line) < 400 + len(str(log))
+    assert line.endswith(f"(the log is {log})")

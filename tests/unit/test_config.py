@@ -1,0 +1,527 @@
+"""The run as data: what is read, what is made of it, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfka_dist.config import PRESETS, RunConfig, dump, load, parse
+from dfka_dist.errors import InputError
+
+DIGITS = PRESETS / "digits.yaml"
+
+
+def teacher(name: str, labels: list[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "source": "builtin:convnet",
+        "weights": f"weights/{name}.pt",
+        "task": "multi_label",
+        "labels": labels,
+        "blocks": ["block1", "block2"],
+        "input": {"channels": 1, "size": 16},
+    }
+
+
+def valid() -> dict[str, Any]:
+    return {
+        "run": {"name": "mine", "seed": 3},
+        "teachers": [teacher("one", ["a", "b"]), teacher("two", ["b", "c"])],
+        "target": {"labels": "all"},
+        "generator": {"latent": 10},
+        "losses": {"group": 0.5},
+        "training": {"steps": 5, "batch_size": 12, "workers": 2},
+        "serving": {"replicas": 1},
+        "evaluations": {"mine": {"source": "parquet:data/test.parquet"}},
+    }
+
+
+def written(folder: Path, tree: object) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def loaded(folder: Path, *assignments: str) -> RunConfig:
+    return load(written(folder, valid()), list(assignments))
+
+
+def refusal(folder: Path, *assignments: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        loaded(folder, *assignments)
+    return caught.value
+
+
+# what is read
+
+
+def test_the_digits_preset_is_valid() -> None:
+    assert load(DIGITS).labels == [str(digit) for digit in range(10)]
+
+
+def test_whole_numbers_may_be_labels(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "teachers.0.labels=[0, 1]").teachers[0].labels == ["0", "1"]
+
+
+def test_all_labels_are_those_of_the_teachers_in_their_order_each_once(tmp_path: Path) -> None:
+    assert loaded(tmp_path).labels == ["a", "b", "c"]
+
+
+def test_wanted_labels_keep_the_order_of_the_user(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "target.labels=[c, a]").labels == ["c", "a"]
+
+
+def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = loaded(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.steps = 1
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "key", "value"),
+    [
+        ("training.steps=7", "training", "steps", 7),
+        ("losses.group=0.25", "losses", "group", 0.25),
+        ("losses.group=1", "losses", "group", 1.0),
+        ("training.precision=bf16", "training", "precision", "bf16"),
+        ("training.sampled_labels=false", "training", "sampled_labels", False),
+        ("target.branch_depth=null", "target", "branch_depth", None),
+        ("target.labels=[b, a]", "target", "labels", ["b", "a"]),
+        ("target.arguments={widths: [2, 3]}", "target", "arguments", {"widths": [2, 3]}),
+        ("target.arguments.widths=[2, 3]", "target", "arguments", {"widths": [2, 3]}),
+    ],
+)
+def test_set_reads_its_value_as_yaml(
+    tmp_path: Path, assignment: str, section: str, key: str, value: object
+) -> None:
+    config = loaded(tmp_path, assignment)
+    assert getattr(getattr(config, section), key) == value
+
+
+def test_set_reaches_into_lists(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "teachers.1.weights=/elsewhere/x.pt")
+    assert [t.weights for t in config.teachers][1] == "/elsewhere/x.pt"
+
+
+def test_set_replaces_one_element_of_a_list(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "teachers.0.labels.1=z").teachers[0].labels == ["a", "z"]
+
+
+def test_set_makes_a_section_that_the_file_left_out(tmp_path: Path) -> None:
+    tree = valid()
+    del tree["serving"]
+    assert load(written(tmp_path, tree), ["serving.replicas=3"]).serving.replicas == 3
+
+
+def test_set_fills_a_section_that_the_file_left_empty(tmp_path: Path) -> None:
+    tree = valid() | {"serving": None}
+    assert load(written(tmp_path, tree), ["serving.replicas=3"]).serving.replicas == 3
+
+
+def test_the_last_set_of_a_key_counts(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "training.steps=7", "training.steps=8").training.steps == 8
+
+
+def test_the_value_of_a_set_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "evaluations.mine.source=parquet:s3://bucket/x?region=eu")
+    assert config.evaluations["mine"].source == "parquet:s3://bucket/x?region=eu"
+
+
+# paths
+
+
+def test_relative_weights_start_at_the_files_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, valid())
+    monkeypatch.chdir("/")
+    assert load(path).teachers[0].weights == str(tmp_path / "weights" / "one.pt")
+
+
+def test_relative_data_start_at_the_files_own_folder(tmp_path: Path) -> None:
+    assert loaded(tmp_path).evaluations["mine"].source == f"parquet:{tmp_path}/data/test.parquet"
+
+
+@pytest.mark.parametrize("place", ["preset:digits/x.safetensors", "s3://bucket/x.pt", "/x/y.pt"])
+def test_presets_uris_and_absolute_paths_stay_as_they_are(tmp_path: Path, place: str) -> None:
+    assert loaded(tmp_path, f"teachers.0.weights={place}").teachers[0].weights == place
+
+
+def test_a_dump_read_back_elsewhere_is_the_same_run(tmp_path: Path) -> None:
+    config = loaded(tmp_path)
+    elsewhere = tmp_path / "other" / "folder"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "resolved.yaml").write_text(dump(config), encoding="utf-8")
+    assert load(elsewhere / "resolved.yaml") == config
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "said"),
+    [
+        ("training.stepz=3", "training.stepz", "steps"),
+        ("trainin.steps=3", "trainin", "training"),
+        ("teachers.0.weight=x", "teachers.0.weight", "weights"),
+        ("teachers.1.input.sizes=8", "teachers.1.input.sizes", "size"),
+        ("evaluations.mine.sauce=x", "evaluations.mine.sauce", "source"),
+        ("target.label=[a]", "target.label", "labels"),
+    ],
+)
+def test_unknown_key_names_the_nearest_known_one(
+    tmp_path: Path, assignment: str, key: str, said: str
+) -> None:
+    error = refusal(tmp_path, assignment)
+    assert (error.key, error.what) == (key, "unknown key")
+    assert error.remedy == f"did you mean {said!r}?"
+
+
+def test_unknown_key_near_no_other_lists_them_all(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "run.xyzzy=1").remedy == "one of name, seed, address"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("training.steps=many", "training.steps"),
+        ("training.steps='7'", "training.steps"),
+        ("training.steps=1.5", "training.steps"),
+        ("training.steps=true", "training.steps"),
+        ("training.steps=[1]", "training.steps"),
+        ("training=5", "training"),
+        ("teachers={}", "teachers"),
+        ("teachers.0=one", "teachers.0"),
+        ("teachers.0.labels=a", "teachers.0.labels"),
+        ("teachers.0.labels=[a, 1.5]", "teachers.0.labels.1"),
+        ("target.labels=some", "target.labels"),
+        ("run.name=7", "run.name"),
+        ("serving.wait_for_nodes=1", "serving.wait_for_nodes"),
+        ("evaluations=digits", "evaluations"),
+    ],
+)
+def test_value_of_a_wrong_type_is_refused_by_its_key(
+    tmp_path: Path, assignment: str, key: str
+) -> None:
+    assert refusal(tmp_path, assignment).key == key
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("training.steps=0", "training.steps"),
+        ("training.batch_size=1", "training.batch_size"),
+        ("training.zero_stage=0", "training.zero_stage"),
+        ("training.precision=fp16", "training.precision"),
+        ("training.generator_rate=0", "training.generator_rate"),
+        ("training.generator_rate=.nan", "training.generator_rate"),
+        ("losses.group=-1", "losses.group"),
+        ("losses.group=.nan", "losses.group"),
+        ("losses.group=.inf", "losses.group"),
+        ("generator.latent=0", "generator.latent"),
+        ("generator.width=.nan", "generator.width"),
+        ("run.seed=-1", "run.seed"),
+        ("run.name=''", "run.name"),
+        ("run.name=a/b", "run.name"),
+        ("teachers=[]", "teachers"),
+        ("teachers.0.labels=[]", "teachers.0.labels"),
+        ("teachers.0.labels=['']", "teachers.0.labels.0"),
+        ("teachers.0.blocks=[]", "teachers.0.blocks"),
+        ("teachers.0.task=regression", "teachers.0.task"),
+        ("teachers.0.source=convnet", "teachers.0.source"),
+        ("teachers.0.source=os.system", "teachers.0.source"),
+        ("teachers.0.input.channels=2", "teachers.0.input.channels"),
+        ("teachers.0.input.size=0", "teachers.0.input.size"),
+        ("teachers.0.input.std=[0.0]", "teachers.0.input.std.0"),
+        ("teachers.0.input.mean=[0.1, 0.2]", "teachers.0.input"),
+        ("evaluations.mine.source=csv:x", "evaluations.mine.source"),
+        ("serving.start_timeout=0", "serving.start_timeout"),
+    ],
+)
+def test_value_out_of_range_is_refused_by_its_key(
+    tmp_path: Path, assignment: str, key: str
+) -> None:
+    assert refusal(tmp_path, assignment).key == key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "training.timeout",
+        "training.worker_cpus",
+        "serving.cpus",
+        "serving.gpus",
+        "serving.start_timeout",
+        "teachers.0.input.mean.0",
+        "teachers.0.input.std.0",
+        "generator.width",
+    ],
+)
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+def test_no_number_may_be_infinite_or_none(tmp_path: Path, key: str, value: str) -> None:
+    inner = "teachers.0.input.mean=[0.5]", "teachers.0.input.std=[0.5]"
+    assert refusal(tmp_path, *inner, f"{key}={value}").key == key
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "said"),
+    [
+        ("teachers.0.labels=[a, b, a]", "teachers.0.labels", "'a' stands twice"),
+        ("teachers.0.blocks=[x, x]", "teachers.0.blocks", "'x' stands twice"),
+        ("teachers.1.name=one", "teachers", "'one' stands twice"),
+        ("target.labels=[a, a]", "target.labels", "'a' stands twice"),
+        ("target.labels=[a, q]", "target.labels", "no teacher knows 'q'"),
+        ("target.branch_depth=3", "target.branch_depth", "is 3"),
+        ("training.workers=5", "training.batch_size", "12"),
+        ("evaluations.mine.teachers=[three]", "evaluations.mine.teachers", "'three'"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    tmp_path: Path, assignment: str, key: str, said: str
+) -> None:
+    error = refusal(tmp_path, assignment)
+    assert error.key == key
+    assert said in error.what
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("training.steps", "--set"),
+        ("=3", "--set"),
+        ("teachers.7.name=x", "teachers.7"),
+        ("teachers.first.name=x", "teachers.first"),
+        ("teachers.-1.name=x", "teachers.-1"),
+        ("teachers.0.labels.9=x", "teachers.0.labels.9"),
+        ("training.steps.more=1", "training.steps"),
+        ("training.steps=[1", "training.steps"),
+        ("training.steps={", "training.steps"),
+    ],
+)
+def test_set_that_cannot_be_applied_is_refused(tmp_path: Path, assignment: str, key: str) -> None:
+    assert refusal(tmp_path, assignment).key == key
+
+
+@pytest.mark.parametrize("key", ["run", "teachers"])
+def test_missing_section_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
+    tree = valid()
+    del tree[key]
+    with pytest.raises(InputError) as caught:
+        load(written(tmp_path, tree))
+    assert (caught.value.key, caught.value.what) == (key, "is missing")
+
+
+def test_missing_value_inside_a_teacher_is_refused_by_its_place() -> None:
+    tree = valid()
+    del tree["teachers"][1]["task"]
+    with pytest.raises(InputError) as caught:
+        parse(tree)
+    assert caught.value.key == "teachers.1.task"
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--config: .*run\.yaml does not exist"):
+        load(tmp_path / "run.yaml")
+
+
+def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--config: .* cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "5", "- a\n- b\n", "just words"])
+def test_file_without_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"--config: .* holds no mapping"):
+        load(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"run: {name: x\nteachers: []\n",
+        b"run: [\n",
+        b"a: b: c\n",
+        b"\ta: 1\n",
+        b"when: 2020-13-45\n",
+        b"x: !!python/object/apply:os.system ['true']\n",
+        b"[" * 1500,
+    ],
+)
+def test_broken_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"--config: .* is not YAML"):
+        load(tmp_path / "run.yaml")
+
+
+def test_broken_yaml_is_refused_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run:\n  name: x\n  seed: [\n")
+    with pytest.raises(InputError, match="line 4"):
+        load(tmp_path / "run.yaml")
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        load(tmp_path / "run.yaml")
+
+
+# laws
+
+WRONG: dict[str, list[object]] = {
+    "run.name": [None, 3, "", "a b", "-x", "a" * 61, "a\nb", ["x"]],
+    "run.seed": [-1, 2**31, "0", 1.0, True, None],
+    "teachers": [[], {}, None, 5, "one", [None], [[]]],
+    "teachers.0": [None, 5, [], {}],
+    "teachers.0.name": ["two", "a/b", None, 0],
+    "teachers.0.source": ["", "builtin:", "hf:x/y", ":f", "a.b:", 5, None],
+    "teachers.0.weights": [5, [], {}, True],
+    "teachers.0.arguments": [None, [], "x", {1: 2}],
+    "teachers.0.task": [None, "multi", 1],
+    "teachers.0.labels": [[], None, "ab", ["a", "a"], [None], [""], [[]], [True]],
+    "teachers.0.blocks": [[], None, "b", ["b", "b"], [3]],
+    "teachers.0.input": [None, {}, [], {"channels": 1}, {"size": 16}],
+    "teachers.0.input.channels": [0, 2, "1", None],
+    "teachers.0.input.size": [3, 5000, 16.5, "16", None, math.nan],
+    "target": [None, 5, [], "all"],
+    "target.labels": [[], ["q"], ["a", "a"], None, "every", {}],
+    "target.branch_depth": [0, 3, -1, "1", 1.5],
+    "target.backbone": [None, 5],
+    "generator.latent": [0, -5, 1.5, "100", None],
+    "generator.width": [0, -1.0, math.inf, math.nan, "1", 17],
+    "losses": [None, [], 5, {"grup": 1.0}, {5: 1.0}, {None: 1.0}, {(1, 2): 1.0}],
+    "losses.group": [-0.1, math.nan, math.inf, "0.3", None, []],
+    "training.steps": [0, -1, "5", 5.5, None, True],
+    "training.batch_size": [1, 0, 13, None, "12"],
+    "training.workers": [0, 5, -2, "2"],
+    "training.zero_stage": [0, 4, "1", None],
+    "training.precision": ["fp16", 32, None],
+    "training.recipe": ["fancy", None],
+    "training.fresh": [0.0, 1.5, math.nan],
+    "serving.replicas": [0, None, "1"],
+    "serving.strategy": ["PACK", None],
+    "serving.cpus": [0, -1.0, "1", math.nan],
+    "evaluations": [None, [], "digits", {"a b": {"source": "digits"}}, {5: {"source": "digits"}}],
+    "evaluations.mine": [None, {}, "digits", {"source": "digits", "splits": "test"}],
+    "evaluations.mine.source": ["", "csv:x", None, "parquet:"],
+    "evaluations.mine.teachers": [["nobody"], [], "one", None],
+    "evaluations.mine.split": ["validation", None],
+    "evaluations.mine.labels": [5, [None], "abc"],
+}
+
+
+def _place(tree: Any, key: str) -> tuple[Any, str | int]:
+    *path, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
+    for part in path:
+        tree = tree[part]
+    return tree, last
+
+
+def _only_refusal(tree: object) -> InputError:
+    with pytest.raises(InputError) as caught:
+        parse(tree)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
+def test_one_wrong_value_gives_one_line_about_its_place(key: str, value: object) -> None:
+    tree = valid()
+    place, last = _place(tree, key)
+    place[last] = value
+    error = _only_refusal(tree)
+    assert len(str(error).splitlines()) == 1
+    assert error.key.split(".")[0] == key.split(".")[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_junk_in_any_place_gives_one_line_or_a_run(data: st.DataObject) -> None:
+    junk = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+        max_leaves=5,
+    )
+    tree = valid()
+    place, last = _place(tree, data.draw(st.sampled_from(sorted(WRONG))))
+    place[last] = data.draw(junk)
+    try:
+        outcome: object = parse(tree)
+    except InputError as error:
+        outcome = error
+        assert len(str(error).splitlines()) == 1
+    assert isinstance(outcome, RunConfig | InputError)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    key=st.lists(st.sampled_from(["training", "teachers", "0", "-1", "²", "labels", "x", ""])),
+    value=st.text(max_size=8) | st.sampled_from(["[", "{a: ", "*x", "&x", "!!set", "2020-13-45"]),
+)
+def test_junk_assigned_to_any_key_gives_one_line_or_a_run(
+    tmp_path_factory: pytest.TempPathFactory, key: list[str], value: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "assigned.yaml"
+    path.write_text(yaml.safe_dump(valid()), encoding="utf-8")
+    try:
+        outcome: object = load(path, [f"{'.'.join(key)}={value}"])
+    except InputError as error:
+        outcome = error
+        assert len(str(error).splitlines()) == 1
+    assert isinstance(outcome, RunConfig | InputError)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), name=st.text(min_size=1, max_size=12))
+def test_a_key_too_many_in_any_section_is_the_key_that_is_named(
+    data: st.DataObject, name: str
+) -> None:
+    sections = ["", "run", "teachers.0", "teachers.1.input", "target", "training", "serving"]
+    section = data.draw(st.sampled_from(sections))
+    tree = valid()
+    place = tree
+    if section:
+        outer, last = _place(tree, section)
+        place = outer[last]
+    whole = parse(valid()).model_dump()
+    if section:
+        outer, last = _place(whole, section)
+        whole = outer[last]
+    if name not in whole:
+        place[name] = 1
+        error = _only_refusal(tree)
+        assert error.key == (f"{section}.{name}" if section else name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    weights=st.dictionaries(
+        st.sampled_from(["one_hot", "group", "batch_norm", "distill"]),
+        st.floats(0, 1e6, allow_nan=False),
+    ),
+    labels=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, unique=True),
+    workers=st.integers(1, 4),
+    images=st.integers(2, 50),
+)
+def test_every_valid_run_survives_being_written_and_read(
+    seed: int, weights: dict[str, float], labels: list[str], workers: int, images: int
+) -> None:
+    tree = copy.deepcopy(valid())
+    tree["run"]["seed"] = seed
+    tree["losses"] = weights
+    tree["target"] = {"labels": labels}
+    tree["training"] = {"workers": workers, "batch_size": images * workers}
+    config = parse(tree)
+    assert parse(yaml.safe_load(dump(config))) == config

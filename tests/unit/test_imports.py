@@ -1,0 +1,79 @@
+"""What importing costs, and that everything says what it is for."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dfka_dist
+
+PACKAGE = Path(dfka_dist.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = ("ray", "deepspeed", "transformers")
+LIGHT = [
+    "dfka_dist",
+    "dfka_dist.losses",
+    "dfka_dist.config",
+    "dfka_dist.commandline",
+    "dfka_dist.progress",
+    "dfka_dist.models.target",
+    "dfka_dist.teachers.local",
+    "dfka_dist.teachers.wire",
+    "dfka_dist.teachers.placement",
+    "dfka_dist.data",
+    "dfka_dist.evaluation",
+    "dfka_dist.report",
+    "dfka_dist.scoring",
+    "dfka_dist.training.streams",
+    "dfka_dist.training.memory",
+    "dfka_dist.training.branching",
+    "dfka_dist.training.probe",
+]
+
+
+TESTS = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
+
+
+@pytest.fixture(scope="module")
+def loaded_after() -> dict[str, list[str]]:
+    """The heavy packages that a new interpreter has loaded after each import, one by one."""
+    code = f"""
+import importlib, json, sys
+found = {{}}
+for name in {[*LIGHT, *TESTS]}:
+    importlib.import_module(name)
+    found[name] = [heavy for heavy in {HEAVY} if heavy in sys.modules]
+print(json.dumps(found))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("module", [*LIGHT, *TESTS])
+def test_importing_loads_neither_ray_nor_deepspeed_nor_transformers(
+    loaded_after: dict[str, list[str]], module: str
+) -> None:
+    assert loaded_after[module] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Amalgamation'"):
+        dfka_dist.Amalgamation  # noqa: B018
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").exists()
