@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dfka_dist.config import RunConfig, load
+from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, InputError, Interrupted
+from dfka_dist.loading import load
 
 MARKS = ("result.json", "resolved.yaml", "run.log", "manifest.json")
 """Any of these in a folder says that a run lives there."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import signal
 import tempfile
 import threading
 import uuid
@@ -20,8 +22,9 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dfka_dist.config import RunConfig, dump, parse
+from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, InputError, RunFailed
+from dfka_dist.loading import dump, parse
 from dfka_dist.teachers.placement import NodeResources, PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.training.amalgamator import Amalgamator, Outcome, Record
@@ -34,7 +37,7 @@ QUIET = {
     "RAY_COLOR_PREFIX": "0",
 }
 WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of servers and workers: threads that wait give their core to those that do not."""
+"""Environment of servers and workers, which share cores: a thread that waits gives up its own."""
 POLL_SECONDS = 0.5
 
 
@@ -70,26 +73,8 @@ def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[No
     Raises:
         InputError: there is no cluster at the address.
     """
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
-    runtime = {"env_vars": WORKERS}
     try:
-        if address:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=runtime,
-            )
-        else:
-            assert plan is not None
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, -(-int(plan.cpus * 100) // 100)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=runtime,
-            )
+        _connect(address, plan)
     except (ConnectionError, ValueError, RuntimeError) as error:
         key = "run.address" if address else "ray"
         raise InputError(
@@ -99,6 +84,25 @@ def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[No
         yield nodes()
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None, plan: PlacementPlan | None) -> None:
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    where: dict[str, Any] = {"address": address}
+    if plan is not None and address is None:
+        cpus = max(os.cpu_count() or 1, math.ceil(plan.cpus))
+        where = {"num_cpus": cpus, "include_dashboard": False}
+    # Ray takes SIGTERM for itself, and dies of it without stopping what it started.
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        **where,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": WORKERS},
+    )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def nodes() -> list[NodeResources]:
@@ -197,7 +201,7 @@ def _work(settings: dict[str, Any]) -> None:
     """One worker of the trainer."""
     config = parse(yaml.safe_load(settings["config"]))
     training = config.training
-    torch.set_num_threads(training.threads or _spare_threads(config))
+    torch.set_num_threads(training.threads or max(1, (os.cpu_count() or 1) // training.workers))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
     first = ray.train.get_context().get_world_rank() == 0
     inbox = settings["inbox"]
@@ -208,14 +212,6 @@ def _work(settings: dict[str, Any]) -> None:
         raise
     if first:
         ray.get(inbox.end.remote(outcome))
-
-
-def _spare_threads(config: RunConfig) -> int:
-    """The cores that the servers leave, shared by the workers: too many threads wait for each
-    other."""
-    serving = config.serving
-    servers = 0 if serving.gpus else serving.replicas * len(config.teachers) * serving.threads
-    return max(1, ((os.cpu_count() or 1) - servers) // config.training.workers)
 
 
 def _scaling(config: RunConfig) -> ScalingConfig:

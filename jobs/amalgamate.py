@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dfka_dist import commandline, launch, results
-from dfka_dist.config import RunConfig, dump
+from dfka_dist.config import RunConfig
+from dfka_dist.loading import dump
 from dfka_dist.models.sources import Weights, read_all_weights
 from dfka_dist.models.target import DualGenerator
 from dfka_dist.progress import Progress

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfka_dist.config import InputSpec, RunConfig, Task, TeacherSpec, parse
+from dfka_dist.config import InputSpec, RunConfig, Task, TeacherSpec
+from dfka_dist.loading import parse
 from dfka_dist.models.backbones import ConvNet
 from dfka_dist.models.sources import read_weights
 from dfka_dist.models.target import Architecture, BranchPoint, TargetNet, version

@@ -32,8 +32,9 @@ class TeacherFilter(nn.Module):
         """Features in the wanted shape (N, *wanted), not yet gated."""
         if self.adapter is None:
             return features
+        # On a CPU this interpolation does not exist in bf16.
         resized = nn.functional.interpolate(
-            features, size=self.size, mode="bilinear", antialias=True
+            features.float(), size=self.size, mode="bilinear", antialias=True
         )
         adapted: Tensor = self.adapter(resized)
         return adapted

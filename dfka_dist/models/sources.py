@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,9 @@ def _from_safetensors(content: bytes, uri: str, key: str) -> State:
 
 def _from_torch(content: bytes, uri: str, key: str) -> State:
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever is wrong is said in one line
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             key,

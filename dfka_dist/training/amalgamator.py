@@ -15,13 +15,14 @@ from torch import Tensor
 from dfka_dist.config import RunConfig
 from dfka_dist.losses import LossReport
 from dfka_dist.models.filters import Shape
-from dfka_dist.models.generator import GroupStackGenerator, Stack
+from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Pending, Question, TeacherOutput, Teachers
 from dfka_dist.training.branching import build_target, design_target
 from dfka_dist.training.collectives import average_buffers, global_sum, rank_and_size
+from dfka_dist.training.draws import Draws
 from dfka_dist.training.dual import Dual
-from dfka_dist.training.engines import Engine, only_synthesizing
+from dfka_dist.training.engines import Engine, fitting
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.probe import MOMENTS, PART, ProbeSet
 from dfka_dist.training.schedule import cosine, weights_at
@@ -67,16 +68,19 @@ class Amalgamator:
     ) -> None:
         self._config, self._teachers, self._report = config, teachers, report
         self._device = device or torch.device("cpu")
+        self._precision = fitting(config.training.precision, self._device)
+        log.info("computing in %s on %s", self._precision, self._device)
         rank, size = rank_and_size()
         share = config.training.batch_size // size
         self._columns = range(rank * share, (rank + 1) * share)
-        self._streams = Streams(config.run.seed)
         self._design = design_target(config, teachers.descriptions)
-        self._tasks = {
-            name: description.spec.task for name, description in teachers.descriptions.items()
-        }
+        specs = {name: description.spec for name, description in teachers.descriptions.items()}
+        self._tasks = {name: spec.task for name, spec in specs.items()}
+        self._draws = Draws(config, self._design.labels, specs, self._device)
         capacity = config.training.memory_megabytes * 2**20 // size
-        self._memory = SampleMemory(columns=self._columns, capacity=capacity, streams=self._streams)
+        self._memory = SampleMemory(
+            columns=self._columns, capacity=capacity, streams=Streams(config.run.seed)
+        )
         self._probe = ProbeSet()
         self._phases: list[dict[str, Any]] = []
         self._steps_before = 0
@@ -93,7 +97,7 @@ class Amalgamator:
             state = self._fine_tune(generator, trunk)
         target = TargetNet(self._design).to(self._device)
         target.load_state_dict(state)
-        samples = self._samples(generator)
+        samples = self._draws.sheet(_plain(generator), SAMPLES)
         generator.destroy()
         data_free = self._probe.judge(target.eval(), self._teachers)
         cpu = global_sum(torch.tensor(time.process_time())).item()
@@ -107,7 +111,7 @@ class Amalgamator:
             engine=generator,
             teachers=self._teachers,
             weights=self._config.losses,
-            precision=training.precision,
+            precision=self._precision,
         )
         dual = Dual(
             engine=dual_engine, target=target, tasks=self._tasks, weights=self._config.losses
@@ -117,10 +121,11 @@ class Amalgamator:
             rate = cosine(step, training.steps, training.dual_rate, 0.0)
             half = training.dual_steps // 2
             generator.network.train()
-            batch = synthesis.ask(*self._draw("joint", step))
+            noise, asked_for = self._draws.latents("joint", step, self._columns)
+            batch = synthesis.ask(noise, asked_for, self._draws.targets(asked_for))
             # The student learns from memory while the teachers look at the new images, and again
-            # while
-            # they carry gradients back. Which images meet which weights is fixed by the step alone.
+            # while they carry gradients back. Which images meet which weights depends on nothing
+            # but the step.
             dual_reports = self._study(dual, step, range(half), rate)
             weights = weights_at(self._config.losses, step, training.steps)
             criticism = synthesis.criticise(batch, target, weights)
@@ -132,7 +137,9 @@ class Amalgamator:
             )
             self._memory.add(criticism.labelled)
             if step + 1 in moments:
-                self._probe.add(self._synthesize(generator, "probe", step, range(PART)).images)
+                self._probe.add(
+                    self._draws.synthesize(_plain(generator), "probe", step, range(PART))
+                )
             self._tell("joint", step + 1, training.steps, [criticism.report, *dual_reports[-1:]])
         average_buffers(target.trunk)
         average_buffers(generator.network)
@@ -171,11 +178,9 @@ class Amalgamator:
     def _ask_ahead(
         self, generator: Engine, step: int
     ) -> tuple[Tensor, Pending[dict[str, TeacherOutput]]]:
-        images = self._synthesize(generator, "fine_tune", step, self._columns).images
+        images = self._draws.synthesize(_plain(generator), "fine_tune", step, self._columns)
         names = tuple(self._teachers.descriptions)
-        return images, self._teachers.forward(
-            Question(images, names, precision=self._config.training.precision)
-        )
+        return images, self._teachers.forward(Question(images, names, precision=self._precision))
 
     def _study(self, dual: Dual, step: int, turns: range, rate: float) -> list[LossReport]:
         if not len(self._memory):
@@ -188,45 +193,6 @@ class Amalgamator:
             old = self._memory.draw(f"memory.{turn}", step, turn, every[1])
             reports.append(dual.learn(Labelled.joined(fresh, old), rate))
         return reports
-
-    def _draw(self, stream: str, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
-        noise, asked_for = self._latent(stream, step, self._columns)
-        if not self._config.training.sampled_labels:
-            return noise, torch.zeros_like(asked_for), None
-        targets = {}
-        for name, description in self._teachers.descriptions.items():
-            columns = [
-                (i, self._design.labels.index(la))
-                for i, la in enumerate(description.spec.labels)
-                if la in self._design.labels
-            ]
-            own = asked_for.new_zeros(len(asked_for), len(description.spec.labels))
-            own[:, [i for i, _ in columns]] = asked_for[:, [c for _, c in columns]]
-            targets[name] = own
-        return noise, asked_for, targets
-
-    def _latent(self, stream: str, step: int, rows: range) -> tuple[Tensor, Tensor]:
-        spec, labels = self._config.generator, len(self._design.labels)
-        noise = self._streams.normal(f"noise.{stream}", step, rows, spec.latent)
-        sets = self._streams.label_sets(
-            f"labels.{stream}", step, rows, labels, min(spec.labels_per_image, labels)
-        )
-        return noise.to(self._device), sets.to(self._device)
-
-    def _synthesize(self, generator: Engine, stream: str, step: int, rows: range) -> Stack:
-        noise, asked_for = self._latent(stream, step, rows)
-        if not self._config.training.sampled_labels:
-            asked_for = torch.zeros_like(asked_for)
-        with only_synthesizing(generator.network):
-            stack: Stack = generator.network(noise, asked_for)
-        return stack
-
-    def _samples(self, generator: Engine) -> Tensor:
-        labels = len(self._design.labels)
-        rows = range(labels * SAMPLES)
-        images = self._synthesize(generator, "samples", 0, rows).images
-        by_label = sorted(rows, key=lambda row: (row // 2) % labels)
-        return images[by_label].cpu()
 
     def _new_generator(self) -> GroupStackGenerator:
         descriptions = list(self._teachers.descriptions.values())
@@ -264,7 +230,7 @@ class Amalgamator:
             network,
             micro_batch=len(self._columns),
             zero_stage=training.zero_stage,
-            precision=training.precision,
+            precision=self._precision,
             rate=rate,
             betas=betas,
         )
@@ -301,3 +267,8 @@ class Amalgamator:
                 "waits": {"teachers": round((self._teachers.waited - self._waited) / elapsed, 4)},
             }
         )
+
+
+def _plain(generator: Engine) -> GroupStackGenerator:
+    assert isinstance(generator.network, GroupStackGenerator)
+    return generator.network

@@ -14,7 +14,7 @@ from dfka_dist.losses import LossReport
 from dfka_dist.models.target import TargetNet
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
-from dfka_dist.training.synthesis import refuse_non_finite
+from dfka_dist.training.objective import refuse_non_finite
 
 
 class Dual:

@@ -21,6 +21,14 @@ from dfka_dist.config import Precision
 Optimizer = Literal["adam", "sgd"]
 
 
+def fitting(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """The precision to compute in: bf16 only pays on GPUs, and on CPUs with AMX."""
+    if wanted != "auto":
+        return wanted
+    has_bf16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "fp32"
+
+
 class Engine:
     """One trainable network under ZeRO.
 

@@ -1,20 +1,16 @@
-"""One step of the generator: make images, let the teachers criticise them, carry the criticism
-back.
+"""One step of the generator: make images, let the teachers criticise them, learn from it.
 
 Three calls, so that others can work while the teachers do: `ask`, `criticise`, `learn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dfka_dist import losses
-from dfka_dist.config import LossWeights, Precision, Task
-from dfka_dist.errors import NonFiniteLoss
+from dfka_dist.config import LossWeights, Precision
 from dfka_dist.losses import LossReport
 from dfka_dist.models.generator import Stack
 from dfka_dist.models.target import TargetNet
@@ -23,14 +19,21 @@ from dfka_dist.teachers.interface import (
     InputGradient,
     Pending,
     Question,
-    TeacherDescription,
     TeacherOutput,
     Teachers,
     Wanted,
 )
-from dfka_dist.training.collectives import global_mean, global_sum, rank_and_size
-from dfka_dist.training.engines import Engine, listened_to
+from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
+from dfka_dist.training.objective import Heard, answered, generator_objective, refuse_non_finite
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that is out."""
+
+    question: Question
+    answer: Pending[dict[str, TeacherOutput]]
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,9 @@ class SynthesizedBatch:
     """(N, Z)"""
     targets: dict[str, Tensor] | None
     """Per teacher, the sampled label sets (N, K); None for the teachers' own decisions (eq. 5)."""
-    image_question: Question
-    image_answer: Pending[dict[str, TeacherOutput]]
-    group_questions: list[list[Question]]
-    """Per group: one for all teachers of the generator's own shape, one for each other."""
-    group_answers: list[list[Pending[dict[str, TeacherOutput]]]]
+    image: Asked
+    groups: list[Asked]
+    """Per group one for all teachers of the generator's own shape, and one for each other."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Criticism:
     labelled: Labelled
     image_gradient: Tensor | None
     """(N, C, H, W) from terms that look at the images here."""
-    pullbacks: list[tuple[Question, Pending[dict[str, InputGradient]]]]
+    of_image: Pending[dict[str, InputGradient]]
+    of_groups: list[Pending[dict[str, InputGradient]]]
 
 
 class Synthesis:
@@ -78,7 +80,9 @@ class Synthesis:
         """Make a batch and ask all teachers about its images and, for eq. 11, its group features.
 
         Args:
-            noise: (N, Z); `asked_for`: (N, C) label sets in the order of the customised labels.
+            noise: (N, Z), standard normal.
+            asked_for: (N, C) label sets in the order of the customised labels.
+            targets: the same per teacher; None for the teachers' own decisions.
         """
         stack: Stack = self.engine(noise, asked_for)
         wanted = Wanted(
@@ -86,13 +90,11 @@ class Synthesis:
             sums=bool(self._weights.batch_norm),
             gradient=True,
         )
-        image = Question(stack.images.detach(), self._names, wanted, precision=self._precision)
-        image_answer = self._teachers.forward(image)
-        groups = self._group_questions(stack) if self._weights.group else []
-        answers = [
-            [self._teachers.forward(question) for question in questions] for questions in groups
-        ]
-        return SynthesizedBatch(stack, noise, targets, image, image_answer, groups, answers)
+        about = [Question(stack.images.detach(), self._names, wanted, precision=self._precision)]
+        if self._weights.group:
+            about += self._group_questions(stack)
+        first, *rest = [Asked(question, self._teachers.forward(question)) for question in about]
+        return SynthesizedBatch(stack, noise, targets, first, rest)
 
     def criticise(
         self, batch: SynthesizedBatch, student: TargetNet | None, weights: LossWeights
@@ -107,210 +109,101 @@ class Synthesis:
             NonFiniteLoss: on every rank, before anything moved.
         """
         images = batch.stack.images.detach().requires_grad_()
-        answers = {name: _leaf(answer) for name, answer in batch.image_answer.result().items()}
-        groups = [
-            [{name: _leaf(answer) for name, answer in pending.result().items()} for pending in row]
-            for row in batch.group_answers
-        ]
-        report = self._report(batch, images, answers, groups, student, weights)
+        answers, *groups = [_leaves(asked) for asked in (batch.image, *batch.groups)]
+        heard = Heard(images, batch.noise, batch.targets, answers, groups)
+        report = generator_objective(heard, self._teachers.descriptions, student, weights)
         refuse_non_finite(report)
         report.total.backward()  # type: ignore[no-untyped-call]
-        sent = [(batch.image_question, answers)]
-        sent += [
-            pair
-            for qs, row in zip(batch.group_questions, groups, strict=True)
-            for pair in zip(qs, row, strict=True)
+        first, *rest = [
+            self._pull(asked.question, leaves)
+            for asked, leaves in zip((batch.image, *batch.groups), (answers, *groups), strict=True)
         ]
-        pullbacks = [(question, self._pull(question, leaves)) for question, leaves in sent]
-        labelled = Labelled(images.detach(), {n: _logits(a).detach() for n, a in answers.items()})
-        return Criticism(report, labelled, images.grad, pullbacks)
+        logits = {name: answered(answer).detach() for name, answer in answers.items()}
+        return Criticism(report, Labelled(images.detach(), logits), images.grad, first, rest)
 
     def learn(self, batch: SynthesizedBatch, criticism: Criticism, rate: float) -> None:
         """Await the gradients and step the generator."""
-        stack, (first, *rest) = batch.stack, criticism.pullbacks
-        gradient = torch.stack([g.inputs for g in first[1].result().values()]).sum(0)
+        collected = _Cotangents()
+        for got in criticism.of_image.result().values():
+            collected.add(batch.stack.images, got.inputs)
         if criticism.image_gradient is not None:
-            gradient = gradient + criticism.image_gradient
-        outputs, cotangents = [stack.images], [gradient]
-        features: dict[int, Tensor] = {}
-        for question, pending in rest:
-            index = self._group_of(question, stack)
+            collected.add(batch.stack.images, criticism.image_gradient)
+        for asked, pending in zip(batch.groups, criticism.of_groups, strict=True):
+            group = len(batch.stack.features) - asked.question.depth
             for name, got in pending.result().items():
-                outputs.append(stack.gates[index][name])
+                adapted = batch.stack.adapted[group]
+                collected.add(adapted.get(name, batch.stack.features[group]), got.inputs)
                 assert got.gate is not None
-                cotangents.append(got.gate)
-                if name in stack.adapted[index]:
-                    outputs.append(stack.adapted[index][name])
-                    cotangents.append(got.inputs)
-                else:
-                    features[index] = (
-                        features[index] + got.inputs if index in features else got.inputs
-                    )
-        for index, total in features.items():
-            outputs.append(stack.features[index])
-            cotangents.append(total)
-        self.engine.step(outputs, cotangents, rate)
+                collected.add(batch.stack.gates[group][name], got.gate)
+        self.engine.step(*collected.pairs(), rate)
 
-    def _group_questions(self, stack: Stack) -> list[list[Question]]:
-        rows = []
-        for index, feature in enumerate(stack.features):
-            depth = len(stack.features) - index  # group j at teacher depth B - j
-            shared = tuple(name for name in self._names if name not in stack.adapted[index])
-            inputs = [(shared, feature)] if shared else []
-            inputs += [((name,), own) for name, own in stack.adapted[index].items()]
-            rows.append(
-                [
-                    Question(
-                        value.detach(),
-                        names,
-                        Wanted(gradient=True),
-                        depth=depth,
-                        gates={name: stack.gates[index][name].detach() for name in names},
-                        precision=self._precision,
-                    )
-                    for names, value in inputs
-                ]
-            )
-        return rows
+    def _group_questions(self, stack: Stack) -> list[Question]:
+        questions = []
+        for group, feature in enumerate(stack.features):
+            alike = tuple(name for name in self._names if name not in stack.adapted[group])
+            inputs = [(alike, feature)] if alike else []
+            inputs += [((name,), own) for name, own in stack.adapted[group].items()]
+            questions += [self._about_group(stack, group, *pair) for pair in inputs]
+        return questions
 
-    def _group_of(self, question: Question, stack: Stack) -> int:
-        return len(stack.features) - question.depth
+    def _about_group(
+        self, stack: Stack, group: int, names: tuple[str, ...], feature: Tensor
+    ) -> Question:
+        return Question(
+            feature.detach(),
+            names,
+            Wanted(gradient=True),
+            depth=len(stack.features) - group,  # group j lies at teacher depth B - j
+            gates={name: stack.gates[group][name].detach() for name in names},
+            precision=self._precision,
+        )
 
     def _pull(
-        self, question: Question, leaves: Mapping[str, TeacherOutput]
+        self, question: Question, leaves: dict[str, TeacherOutput]
     ) -> Pending[dict[str, InputGradient]]:
-        return self._teachers.pullback(
-            question, {name: _cotangents(leaf) for name, leaf in leaves.items()}
-        )
-
-    def _report(
-        self,
-        batch: SynthesizedBatch,
-        images: Tensor,
-        answers: Mapping[str, TeacherOutput],
-        groups: Sequence[Sequence[Mapping[str, TeacherOutput]]],
-        student: TargetNet | None,
-        weights: LossWeights,
-    ) -> LossReport:
-        """The generator's whole objective."""
-        known = self._teachers.descriptions
-        task: dict[str, Task] = {name: known[name].spec.task for name in answers}
-        logits = {name: _logits(answer) for name, answer in answers.items()}
-        goal = batch.targets or {
-            name: losses.decisions(value, task[name]) for name, value in logits.items()
-        }
-
-        def over_teachers(values: list[Tensor]) -> Tensor:
-            return torch.stack(values).mean()
-
-        def batch_mean(name: str) -> Tensor:
-            return global_mean(losses.probabilities(logits[name], task[name]).mean(0))
-
-        def disagreement() -> Tensor:
-            assert student is not None
-            with listened_to(student):
-                said = student(images)
-            return over_teachers(
-                [losses.adversarial(said[n], logits[n][:, student.kept[n]]) for n in said]
-            )
-
-        return losses.weigh(
-            weights,
-            {
-                # the teachers shall be sure of their labels
-                "one_hot": lambda: over_teachers(
-                    [losses.one_hot(logits[n], goal[n], task[n]) for n in logits]
-                ),
-                # the last features shall be strong
-                "activation": lambda: over_teachers([_activation(a) for a in answers.values()]),
-                # every label shall occur
-                "entropy": lambda: over_teachers(
-                    [losses.entropy(batch_mean(n), task[n]) for n in logits]
-                ),
-                # few labels an image
-                "discrete": lambda: over_teachers(
-                    [losses.discrete(logits[n], task[n]) for n in logits]
-                ),
-                # features of every group shall lead where their image leads
-                "group": lambda: over_teachers(
-                    [
-                        losses.group(_logits(a), logits[name], task[name])
-                        for row in groups
-                        for question in row
-                        for name, a in question.items()
-                    ]
-                ),
-                # inside the teachers it shall look as it did in training
-                "batch_norm": lambda: over_teachers(
-                    [statistics(answers[n], known[n]) for n in answers if known[n].layers]
-                ),
-                # the student shall learn something
-                "adversarial": disagreement,
-                # unlike noise shall give unlike images
-                "diversity": lambda: losses.diversity(images, batch.noise),
-                "total_variation": lambda: losses.total_variation(images),
-                "l2": lambda: losses.l2(images),
-            },
-        )
+        cotangents = {name: _collected(leaf) for name, leaf in leaves.items()}
+        return self._teachers.pullback(question, cotangents)
 
 
-def statistics(answer: TeacherOutput, teacher: TeacherDescription) -> Tensor:
-    """`losses.batch_norm` of an answer's sums, added up over all workers."""
-    sums = answer.sums
-    assert sums is not None
-    return losses.batch_norm(
-        global_sum(sums.count),
-        global_sum(sums.first),
-        global_sum(sums.second),
-        teacher.running_var.to(sums.first),
-        [layer.channels for layer in teacher.layers],
-    )
+class _Cotangents:
+    """Gradients of the generator's outputs, added up in the order in which they are given."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, output: Tensor, gradient: Tensor) -> None:
+        before = self._sums.get(id(output))
+        self._sums[id(output)] = (output, gradient if before is None else before[1] + gradient)
+
+    def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        return [o for o, _ in self._sums.values()], [g for _, g in self._sums.values()]
 
 
-def refuse_non_finite(report: LossReport) -> None:
-    """Stop every rank if a term of any rank is not finite.
-
-    Raises:
-        NonFiniteLoss: naming the terms.
-    """
-    values = torch.stack(list(report.terms.values())).float()
-    wrong = (~values.isfinite()).float()
-    if rank_and_size()[1] > 1:
-        torch.distributed.all_reduce(wrong)
-    if wrong.any():
-        names = [name for name, bad in zip(report.terms, wrong.tolist(), strict=True) if bad]
-        raise NonFiniteLoss(f"the loss is not finite: {', '.join(names)}")
-
-
-def _logits(answer: TeacherOutput) -> Tensor:
-    assert answer.logits is not None
-    return answer.logits
-
-
-def _activation(answer: TeacherOutput) -> Tensor:
-    assert answer.embedding is not None
-    return losses.activation(answer.embedding)
+def _leaves(asked: Asked) -> dict[str, TeacherOutput]:
+    """The answers, to collect gradients in."""
+    return {name: _leaf(answer) for name, answer in asked.answer.result().items()}
 
 
 def _leaf(answer: TeacherOutput) -> TeacherOutput:
     sums = answer.sums
+    if sums is not None:
+        sums = BatchNormSums(sums.count, sums.first.requires_grad_(), sums.second.requires_grad_())
+    embedding = answer.embedding
     return TeacherOutput(
-        _logits(answer).requires_grad_(),
-        None if answer.embedding is None else answer.embedding.requires_grad_(),
-        sums
-        and BatchNormSums(sums.count, sums.first.requires_grad_(), sums.second.requires_grad_()),
+        answered(answer).requires_grad_(),
+        None if embedding is None else embedding.requires_grad_(),
+        sums,
     )
 
 
-def _cotangents(leaf: TeacherOutput) -> TeacherOutput:
-    """What came out of the loss's backward; zero logits where nothing did, so that there is a
-    gradient."""
-    logits = _logits(leaf)
-    sums, none = leaf.sums, None
+def _collected(leaf: TeacherOutput) -> TeacherOutput:
+    """The cotangents; zero logits where nothing came, so that there is always something."""
+    logits, sums, embedding = answered(leaf), leaf.sums, leaf.embedding
+    cotangents = None
+    if sums is not None and sums.first.grad is not None and sums.second.grad is not None:
+        cotangents = BatchNormSums(sums.count, sums.first.grad, sums.second.grad)
     return TeacherOutput(
-        logits.grad if logits.grad is not None else torch.zeros_like(logits),
-        none if leaf.embedding is None else leaf.embedding.grad,
-        none
-        if sums is None or sums.first.grad is None or sums.second.grad is None
-        else BatchNormSums(sums.count, sums.first.grad, sums.second.grad),
+        torch.zeros_like(logits) if logits.grad is None else logits.grad,
+        None if embedding is None else embedding.grad,
+        cotangents,
     )

@@ -29,6 +29,8 @@ from distributed.custom_teachers import with_moods
 
 Nodes = list[NodeResources]
 MakePool = Callable[..., TeacherPool]
+RAYS_OWN = ("_AutoscalingCoordinatorActor",)
+"""Actors that Ray Train starts once for a whole cluster."""
 
 
 @pytest.fixture(scope="package")
@@ -104,11 +106,9 @@ def local(
 @pytest.fixture(autouse=True)
 def _cluster_is_left_as_it_was() -> Iterator[None]:
     """Fail a test that leaves an actor or a placement group behind."""
-    before = _alive()
+    before = alive()
     yield
-    patience = time.monotonic() + 10
-    while (left := _alive() - before) and time.monotonic() < patience:
-        time.sleep(0.05)
+    left = left_since(before)
     assert not left, f"the test left {', '.join(sorted(left))}"
 
 
@@ -121,7 +121,16 @@ def _in_float64(spec: TeacherSpec) -> TeacherSpec:
     return spec
 
 
-def _alive() -> set[str]:
+def left_since(before: set[str]) -> set[str]:
+    """What lives in the cluster and did not before; what is on its way out gets time to go."""
+    patience = time.monotonic() + 10
+    while (left := alive() - before) and time.monotonic() < patience:
+        time.sleep(0.05)
+    return left
+
+
+def alive() -> set[str]:
+    """Actors and placement groups of the cluster that this process is connected to."""
     if not ray.is_initialized():
         return set()
     # Ray's public list of actors needs the dashboard.
@@ -130,7 +139,7 @@ def _alive() -> set[str]:
     return {
         f"actor {actor['ActorClassName']} {actor['ActorID']}"
         for actor in actors
-        if actor["State"] != "DEAD"
+        if actor["State"] != "DEAD" and actor["ActorClassName"] not in RAYS_OWN
     } | {
         f"placement group {group['name']} {group['placement_group_id']}"
         for group in groups

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.config import LossWeights, TeacherSpec, parse
+from dfka_dist.config import LossWeights, TeacherSpec
+from dfka_dist.loading import parse
 from dfka_dist.losses import LossReport
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import TargetNet

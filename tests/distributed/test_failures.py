@@ -180,3 +180,12 @@ def test_a_server_that_cannot_load_its_teacher_ends_the_run_in_one_line(
     said = r"^a teacher's server did not start: .*cannot import not_there[^\n]*$"
     with pytest.raises(RunFailed, match=said), make_pool([spec]):
         pytest.fail("the pool came up")
+
+
+def test_a_pool_that_was_left_has_stopped_its_servers(
+    specs: dict[str, TeacherSpec], make_pool: MakePool, local: LocalTeachers
+) -> None:
+    with make_pool([specs["first"]]) as pool:
+        teachers = pool.teachers
+    with pytest.raises(TeacherUnavailable, match="teacher first has no server left"):
+        answered(teachers, question(local, "first", 0))

@@ -17,7 +17,7 @@ from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.collectives import average_buffers, rank_and_size
 from dfka_dist.training.engines import Engine
-from dfka_dist.training.synthesis import refuse_non_finite
+from dfka_dist.training.objective import refuse_non_finite
 from distributed.game import BATCH, Game, draw, networks, without_batch_norm
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dfka_dist import commandline
-from dfka_dist.config import PRESETS, RunConfig, load
+from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.errors import DfkaError, InputError, Interrupted, RunFailed
+from dfka_dist.loading import load
 
 DIGITS = str(PRESETS / "digits.yaml")
 Main = Callable[[Sequence[str] | None], None]

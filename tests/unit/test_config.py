@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfka_dist.config import PRESETS, RunConfig, dump, load, parse
+from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.errors import InputError
+from dfka_dist.loading import dump, load, parse
 
 DIGITS = PRESETS / "digits.yaml"
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dfka_dist.config import RunConfig, parse
+from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
+from dfka_dist.loading import parse
 from dfka_dist.teachers.placement import NodeResources, PlacementPlan, plan, read_nodes
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.config import PRESETS, InputSpec, TeacherSpec, load
+from dfka_dist.config import PRESETS, InputSpec, TeacherSpec
 from dfka_dist.errors import InputError
+from dfka_dist.loading import load
 from dfka_dist.models.sources import build, read_all_weights
 from dfka_dist.models.target import Architecture, BranchPoint, DualGenerator, TargetNet, version
 from dfka_dist.teachers.teacher import load_teachers

@@ -1,0 +1,212 @@
+"""A configuration from YAML and back.
+
+`load` reads a file, applies `--set dotted.key=value` and makes every path absolute. Whatever is
+wrong becomes one `InputError` that names the key and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from dfka_dist.config import Node, RunConfig
+from dfka_dist.errors import InputError
+
+
+def load(path: str | Path, assignments: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, apply `dotted.key=value` assignments, and validate the result.
+
+    Raises:
+        InputError: the file, an assignment or a value is wrong.
+    """
+    tree = _read(Path(path))
+    for assignment in assignments or []:
+        _assign(tree, assignment)
+    return _absolute(parse(tree), Path(path).resolve().parent)
+
+
+def parse(tree: object) -> RunConfig:
+    """Validate a tree of plain data.
+
+    Raises:
+        InputError: with the first thing that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise _first(error, tree) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The whole configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that takes 2e-3 for a number, which YAML 1.1 wants written 2.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = _yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("--config", f"{path} does not exist", "a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise InputError(
+            "--config", f"{path} cannot be read: {reason}", "a readable YAML file"
+        ) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(
+            "--config", f"{path}{where} is not YAML: {problem}", "valid YAML"
+        ) from None
+    if not isinstance(tree, dict):
+        raise InputError(
+            "--config", f"{path} holds no mapping", "sections such as run, teachers, training"
+        )
+    return tree
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, found, text = assignment.partition("=")
+    if not found or not key:
+        raise InputError("--set", f"{assignment!r} assigns nothing", "dotted.key=value")
+    try:
+        value = _yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(key, f"{text!r} is not a YAML value", "a number, text or [list]") from None
+    *path, last = key.split(".")
+    place: Any = tree
+    for depth, part in enumerate(path):
+        place = _step_into(place, part, ".".join(path[: depth + 1]))
+    if isinstance(place, list):
+        place[_index(place, last, key)] = value
+    else:
+        place[last] = value
+
+
+def _step_into(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        inner = place[_index(place, part, key)]
+    else:
+        inner = place.setdefault(part, {})
+        if inner is None:
+            inner = place[part] = {}
+    if not isinstance(inner, dict | list):
+        raise InputError(
+            key, "holds a single value, nothing can be set inside it", "a section or a list"
+        )
+    return inner
+
+
+def _index(place: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise InputError(key, f"{part!r} is no element of that list", f"0 to {len(place) - 1}")
+    return int(part)
+
+
+def _absolute(config: RunConfig, folder: Path) -> RunConfig:
+    """Every relative path as an absolute one; `preset:` names and URIs stay as they are."""
+    teachers = [
+        t.model_copy(update={"weights": _located(t.weights, folder)}) for t in config.teachers
+    ]
+    evaluations = {}
+    for name, spec in config.evaluations.items():
+        kind, colon, place = spec.source.partition(":")
+        evaluations[name] = spec.model_copy(
+            update={"source": f"{kind}:{_located(place, folder)}"} if colon else {}
+        )
+    return config.model_copy(update={"teachers": teachers, "evaluations": evaluations})
+
+
+def _located(place: str | None, folder: Path) -> str | None:
+    if place is None or place.startswith("preset:") or re.match(r"^[a-z][a-z0-9+]*://", place):
+        return place
+    return str((folder / Path(place).expanduser()).resolve())
+
+
+def _first(error: ValidationError, tree: object) -> InputError:
+    problems = error.errors()
+    # A union reports once per member, with the member's name in the location: the deepest says
+    # most.
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    problem = (unknown or problems)[0]
+    location = _written_location(problem["loc"], tree)
+    key = ".".join(str(part) for part in location) or "--config"
+    if problem["type"] == "extra_forbidden":
+        return InputError(key, "unknown key", _nearest(location))
+    if problem["type"] == "missing":
+        return InputError(key, "is missing", "give it a value")
+    what, _, remedy = problem["msg"].removeprefix("Value error, ").partition(" || ")
+    if remedy:
+        return InputError(key, what, remedy)
+    return InputError(key, f"{_shown(problem['input'])} does not fit", what[:1].lower() + what[1:])
+
+
+def _written_location(location: tuple[int | str, ...], tree: object) -> list[int | str]:
+    """The part of pydantic's location that the user wrote, without the names of union members."""
+    written: list[int | str] = []
+    place = tree
+    for at, part in enumerate(location):
+        if isinstance(place, dict) and (part in place or at == len(location) - 1):
+            written.append(part)
+            place = place.get(part)
+        elif isinstance(place, list) and isinstance(part, int) and part < len(place):
+            written.append(part)
+            place = place[part]
+    return written
+
+
+def _nearest(location: list[int | str]) -> str:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        model = _inner(model, part)
+    known = list(model.model_fields) if model is not None else []
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
+
+
+def _inner(model: Any, part: int | str) -> Any:
+    """The node behind one step of a location, for a model, a list of models or a mapping to
+    models."""
+    if not (isinstance(model, type) and issubclass(model, Node)):
+        return model
+    if str(part) not in model.model_fields:
+        return model  # an index into a list of it, or a key of a mapping to it
+    annotation = model.model_fields[str(part)].annotation
+    return next(
+        (
+            a
+            for a in [annotation, *_leaves(annotation)]
+            if isinstance(a, type) and issubclass(a, Node)
+        ),
+        None,
+    )
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    return [leaf for argument in get_args(annotation) for leaf in [argument, *_leaves(argument)]]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,67 @@
+"""Jobs, started as a user starts them, and what they leave."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+JOBS = HERE.parents[1] / "jobs"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that is over."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def refusal(self) -> str:
+        """The only line of a job that refused its input."""
+        assert (self.code, self.out) == (2, "")
+        (line,) = self.err.splitlines()
+        return line
+
+
+def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start a job; modules beside this file can be imported there."""
+    return subprocess.Popen(
+        [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(HERE)},
+    )
+
+
+def run(name: str, *arguments: str | Path, cwd: Path | None = None) -> Ended:
+    """Run a job to its end."""
+    with start(name, *arguments, cwd=cwd) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return Ended(process.returncode, out, err)
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    """Bytes in the format of MNIST's files."""
+    header = struct.pack(f">{1 + values.ndim}I", 0x800 + values.ndim, *values.shape)
+    path.write_bytes(header + bytes(values.flatten().tolist()))
+
+
+def keys(tree: Any) -> Any:
+    """The names in a tree of dictionaries and lists, without the values."""
+    if isinstance(tree, dict):
+        return {key: keys(value) for key, value in tree.items()}
+    return [keys(value) for value in tree] if isinstance(tree, list) else None

@@ -1,0 +1,339 @@
+"""What is wrong is said in one line, with its key, before anything is written or started."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import Ended, run
+from safetensors.torch import load_file, save_file
+
+from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.models.sources import read_all_weights
+from dfka_dist.models.target import TargetNet
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import load_teachers
+from dfka_dist.training.branching import build_target, design_target
+
+Call = Callable[..., Ended]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(call: Call, config: Path, tmp_path: Path) -> Refused:
+    """The line that `amalgamate` says of the tiny run with some arguments more."""
+
+    def refused(*arguments: str | Path, config: Path = config) -> str:
+        output = tmp_path / "output"
+        line = call("amalgamate", "--config", config, "--output", output, *arguments).refusal
+        assert not output.exists()
+        return line
+
+    return refused
+
+
+@pytest.fixture
+def weights(tiny: dict[str, Any]) -> Path:
+    return Path(tiny["teachers"][0]["weights"])
+
+
+# the file
+
+
+def test_a_configuration_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.yaml"
+    assert refused(config=path) == f"error: --config: {path} does not exist (a YAML file)"
+
+
+def test_a_configuration_that_cannot_be_read(refused: Refused, tmp_path: Path) -> None:
+    assert refused(config=tmp_path).startswith(f"error: --config: {tmp_path} cannot be read: ")
+
+
+def test_a_configuration_that_is_no_text(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    assert refused(config=path).startswith(f"error: --config: {path} cannot be read: ")
+
+
+def test_a_configuration_that_is_no_yaml(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("run: {name: x")
+    assert refused(config=path).startswith(f"error: --config: {path}, line 1 is not YAML: ")
+
+
+def test_a_configuration_that_is_no_mapping(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- run\n- teachers\n")
+    assert refused(config=path).startswith(f"error: --config: {path} holds no mapping ")
+
+
+# keys and values
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("training.stepz=3", "training.stepz: unknown key (did you mean 'steps'?)"),
+        ("trainings.steps=3", "trainings: unknown key (did you mean 'training'?)"),
+        ("teachers.0.lables=[a]", "teachers.0.lables: unknown key (did you mean 'labels'?)"),
+    ],
+)
+def test_an_unknown_key_and_the_nearest_known_one(
+    refused: Refused, assignment: str, line: str
+) -> None:
+    assert refused("--set", assignment) == f"error: {line}"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("training.steps=many", "training.steps"),
+        ("training.steps=1.5", "training.steps"),
+        ("training.steps=0", "training.steps"),
+        ("losses.one_hot=-1", "losses.one_hot"),
+        ("losses.one_hot=.nan", "losses.one_hot"),
+        ("training.precision=fp8", "training.precision"),
+        ("training.workers=3", "training.batch_size"),  # 8 images cannot be shared by three
+        ("teachers=[]", "teachers"),
+        ("run.name=", "run.name"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range(
+    refused: Refused, assignment: str, key: str
+) -> None:
+    assert refused("--set", assignment).startswith(f"error: {key}: ")
+
+
+def test_an_argument_that_does_not_exist(refused: Refused) -> None:
+    line = refused("--frobnicate")
+    assert line.startswith("error: arguments: unrecognized arguments: --frobnicate (")
+
+
+# weights
+
+
+def test_weights_that_are_not_there(refused: Refused) -> None:
+    line = refused("--set", "teachers.1.weights=nowhere.safetensors")
+    assert line.startswith("error: teachers.1.weights: ") and " does not exist " in line
+
+
+def test_weights_that_are_truncated(refused: Refused, weights: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(weights.read_bytes()[:1000])
+    line = refused("--set", f"teachers.0.weights={half}")
+    assert line.startswith(f"error: teachers.0.weights: {half} is truncated ")
+
+
+def test_weights_in_torchs_own_format_that_are_truncated(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "half.pt"
+    torch.save({"weight": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    line = refused("--set", f"teachers.0.weights={path}")
+    assert line.startswith(f"error: teachers.0.weights: {path} is truncated ")
+
+
+def test_weights_of_another_architecture_and_the_tensors_that_do_not_fit(
+    refused: Refused, make_teacher: Callable[..., TeacherSpec]
+) -> None:
+    other = make_teacher("wide", ["0", "1"], widths=(4, 6, 9)).weights
+    line = refused("--set", f"teachers.0.weights={other}")
+    assert line.startswith("error: teachers.0.weights: do not belong to this architecture: ")
+    assert "block3.0.weight is [9, 6, 3, 3] for [8, 6, 3, 3]" in line
+
+
+def test_weights_that_lack_a_tensor(refused: Refused, weights: Path, tmp_path: Path) -> None:
+    state = load_file(weights)
+    del state["block2.0.weight"]
+    save_file(state, tmp_path / "less.safetensors")
+    line = refused("--set", f"teachers.0.weights={tmp_path / 'less.safetensors'}")
+    assert "block2.0.weight is missing" in line
+
+
+class Trap:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_are_a_pickle_are_not_even_opened(refused: Refused, tmp_path: Path) -> None:
+    path, sprung = tmp_path / "pickle.pt", tmp_path / "sprung"
+    path.write_bytes(pickle.dumps(Trap(sprung)))
+    line = refused("--set", f"teachers.0.weights={path}")
+    assert line.startswith(f"error: teachers.0.weights: {path} holds pickled code")
+    assert not sprung.exists()
+
+
+# teachers and labels
+
+
+def test_a_block_that_does_not_exist_and_those_that_do(refused: Refused) -> None:
+    line = refused("--set", "teachers.0.blocks=[block1, blok2, block3]")
+    assert line.startswith("error: teachers.0.blocks: no block is called 'blok2' (")
+    assert "block1, block2, block3, pool, classifier" in line
+
+
+def test_a_label_that_stands_twice(refused: Refused) -> None:
+    line = refused("--set", 'teachers.1.labels=["2", "2"]')
+    assert line == "error: teachers.1.labels: the label '2' stands twice (each once)"
+
+
+def test_labels_that_do_not_match_the_weights(refused: Refused) -> None:
+    line = refused("--set", 'teachers.1.labels=["2", "3", "4"]')
+    assert line.startswith("error: teachers.1.weights: ") and "and these labels" in line
+    assert "classifier.weight is [2, 8] for [3, 8]" in line
+
+
+def test_labels_that_do_not_match_the_logits(refused: Refused) -> None:
+    line = refused(
+        "--set", 'teachers.1.labels=["2", "3", "4"]', "--set", "teachers.1.arguments.labels=2"
+    )
+    said = "error: teachers.1.labels: 3 names for 2 logits (one name for each logit)"
+    assert line == said
+
+
+def test_a_wanted_label_that_no_teacher_knows(refused: Refused) -> None:
+    line = refused("--set", 'target.labels=["0", "9"]')
+    assert line == "error: target.labels: no teacher knows '9' (some of 0, 1, 2, 3)"
+
+
+def test_a_network_that_cannot_be_imported(refused: Refused) -> None:
+    line = refused("--set", "teachers.0.source=not_there.networks:one")
+    assert line.startswith("error: teachers.0.source: cannot import not_there.networks: ")
+
+
+def test_test_data_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
+    line = refused("--set", f"evaluations.squares.source=idx:{tmp_path}")
+    assert line.startswith(f"error: evaluations.squares.source: {tmp_path} holds no ")
+
+
+# the machine
+
+
+def test_more_gpus_than_there_are(refused: Refused) -> None:
+    asked = 2 * (torch.cuda.device_count() + 1)
+    line = refused("--set", f"serving.gpus={asked / 2:g}")
+    assert line.startswith(f"error: serving.gpus: servers and workers ask for {asked} GPUs ")
+
+
+def test_an_output_folder_that_holds_another_run(call: Call, config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "result.json").write_text("{}")
+    line = call("amalgamate", "--config", config, "--output", output).refusal
+    assert line.startswith(f"error: --output: {output} already holds a run (")
+    assert [path.read_text() for path in output.iterdir()] == ["{}"]
+
+
+def test_an_output_folder_with_somebodys_files_is_not_even_overwritten(
+    call: Call, config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "thesis.tex").write_text("mine")
+    call("amalgamate", "--config", config, "--output", output, "--overwrite")
+    assert [path.read_text() for path in output.iterdir()] == ["mine"]
+
+
+# evaluate
+
+
+@pytest.fixture(scope="module")
+def saved(
+    tiny: dict[str, Any],
+    make_config: Callable[..., RunConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A target that was never trained."""
+    run = make_config(
+        [TeacherSpec.model_validate(spec) for spec in tiny["teachers"]], target=tiny["target"]
+    )
+    teachers = LocalTeachers(load_teachers(run.teachers, read_all_weights(run.teachers)))
+    folder = tmp_path_factory.mktemp("saved") / "target_net"
+    build_target(design_target(run, teachers.descriptions), teachers).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def broken(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be broken."""
+    copy = tmp_path / "target_net"
+    TargetNet.from_pretrained(saved).save_pretrained(copy)
+    return copy
+
+
+@pytest.fixture
+def not_scored(call: Call, config: Path, tmp_path: Path) -> Refused:
+    """The line that `evaluate` says of a folder."""
+
+    def refused(folder: Path, *arguments: str, config: Path = config) -> str:
+        output = tmp_path / "output"
+        given = ("--target-net", folder, "--config", config, "--output", output)
+        line = call("evaluate", *given, *arguments).refusal
+        assert not output.exists()
+        return line
+
+    return refused
+
+
+def test_a_target_that_is_not_there(not_scored: Refused, tmp_path: Path) -> None:
+    assert not_scored(tmp_path / "nowhere").startswith("error: --target-net: ")
+
+
+def test_a_target_with_a_broken_description(not_scored: Refused, broken: Path) -> None:
+    (broken / "config.json").write_text('{"labels": [')
+    line = not_scored(broken)
+    assert line.startswith(f"error: --target-net: {broken / 'config.json'} describes no target ")
+
+
+def test_a_target_without_weights(not_scored: Refused, broken: Path) -> None:
+    (broken / "model.safetensors").unlink()
+    line = not_scored(broken)
+    assert line.startswith(f"error: --target-net: {broken / 'model.safetensors'} cannot be read: ")
+
+
+def test_a_target_with_truncated_weights(not_scored: Refused, broken: Path) -> None:
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert not_scored(broken).startswith(f"error: --target-net: {path} cannot be read: ")
+
+
+def test_a_target_of_other_teachers(not_scored: Refused, saved: Path) -> None:
+    line = not_scored(saved, "--set", "teachers.0.name=other")
+    assert line.startswith("error: teachers: ")
+
+
+def test_nothing_to_score_on(
+    not_scored: Refused, saved: Path, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    line = not_scored(saved, config=write(tmp_path, evaluations=None))
+    assert line == "error: evaluations: is missing (a data set to score on)"
+
+
+def test_a_target_that_has_to_be_named(call: Call, config: Path) -> None:
+    assert "--target-net" in call("evaluate", "--config", config).refusal
+
+
+# as a user meets it
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "line"),
+    [
+        ("amalgamate", ["--set", "training.stepz=3"], "error: training.stepz: unknown key "),
+        ("evaluate", ["--target-net", "nowhere"], "error: --target-net: nowhere"),
+    ],
+)
+def test_a_program_ends_with_code_2_and_one_line(
+    config: Path, tmp_path: Path, name: str, arguments: list[str], line: str
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert run(name, "--config", config, *arguments, cwd=tmp_path).refusal.startswith(line)
+    assert sorted(tmp_path.iterdir()) == before

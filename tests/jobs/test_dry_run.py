@@ -1,0 +1,67 @@
+"""A dry run says what would happen and where, and nothing happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from running import Ended, run
+
+from dfka_dist.loading import load
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+def test_it_prints_the_whole_run(call: Call, config: Path, output: Path) -> None:
+    shown = call("amalgamate", "--config", config, "--output", output, "--dry-run").out
+    tree = yaml.safe_load(shown.partition("placement")[0])
+    assert tree == load(config).model_dump(mode="json")
+
+
+def test_it_prints_the_run_with_what_was_set(call: Call, config: Path) -> None:
+    shown = call("amalgamate", "--config", config, "--set", "training.steps=77", "--dry-run").out
+    assert "\n  steps: 77\n" in shown
+
+
+def test_it_prints_where_servers_and_workers_would_be(call: Call, config: Path) -> None:
+    shown = call("amalgamate", "--config", config, "--dry-run").out
+    assert shown.endswith(
+        "placement (PACK):\n"
+        "  server of low, replica 0: 0.5 CPU on this machine\n"
+        "  server of high, replica 0: 0.5 CPU on this machine\n"
+        "  worker 0: 1 CPU\n"
+    )
+
+
+def test_it_plans_for_other_nodes(call: Call, config: Path, tmp_path: Path) -> None:
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text("- {name: small, cpus: 0.6}\n- {name: large, cpus: 8, gpus: 1}\n")
+    shown = call("amalgamate", "--config", config, "--dry-run", "--nodes", nodes).out
+    assert "low, replica 0: 0.5 CPU on small\n" in shown
+    assert "high, replica 0: 0.5 CPU on large\n" in shown
+
+
+def test_it_refuses_nodes_that_are_too_small(call: Call, config: Path, tmp_path: Path) -> None:
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text("- {name: small, cpus: 1.5}\n")
+    ended = call("amalgamate", "--config", config, "--dry-run", "--nodes", nodes)
+    assert ended.refusal.startswith("error: serving.cpus: servers and workers ask for 2 ")
+
+
+def test_it_writes_nothing(call: Call, config: Path, output: Path) -> None:
+    assert call("amalgamate", "--config", config, "--output", output, "--dry-run").code == 0
+    assert not output.exists()
+
+
+def test_as_a_program_it_ends_with_code_0_and_leaves_nothing(config: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    ended = run("amalgamate", "--config", config, "--dry-run", cwd=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert sorted(tmp_path.iterdir()) == before
