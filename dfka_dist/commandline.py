@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, InputError, Interrupted
 from dfka_dist.loading import load
-
-MARKS = ("result.json", "resolved.yaml", "run.log", "manifest.json")
-"""Any of these in a folder says that a run lives there."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,19 +57,29 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
     return load(arguments.config, arguments.set)
 
 
-def output_folder(arguments: argparse.Namespace, config: RunConfig) -> Path:
+def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Collection[str]) -> Path:
     """Where results go; not created yet.
+
+    Args:
+        marks: any of these in a folder says that this job's results lie there.
 
     Raises:
         InputError: something stands there already, and it may not be overwritten.
     """
-    folder = (arguments.output or Path("runs") / config.run.name).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError("--output", f"{folder} is a file", "a folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    asked = arguments.output or Path("runs") / config.run.name
+    try:
+        folder = asked.resolve()
+        there = list(folder.iterdir()) if folder.exists() else []
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+    except NotADirectoryError:
+        raise InputError("--output", f"{asked} is a file", "a folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError("--output", f"{str(asked)[:60]!r}: {error}", "a folder") from error
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError("--output", f"{folder} cannot be made or written", "a writable folder")
+    if not there:
         return folder
-    holds_run = any((folder / mark).exists() for mark in MARKS)
-    if not holds_run:
+    if not any(place.name in marks for place in there):
         raise InputError(
             "--output", f"{folder} holds files that are no run's", "an empty or a new folder"
         )
@@ -82,16 +90,19 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig) -> Path:
     return folder
 
 
-def emptied(folder: Path) -> Path:
-    """The folder, made if it is not there, without anything in it.
+def emptied(folder: Path, names: Collection[str]) -> Path:
+    """The folder, made if it is not there, without an earlier run's results; nothing else goes.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in [folder / name for name in names]:
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             "--output", f"{folder} cannot be written: {error.strerror}", "a writable folder"
@@ -146,9 +157,8 @@ def _terminable() -> Iterator[None]:
 def _say(error: DfkaError, failure: Exception | None) -> int:
     line = " ".join(str(error).split())
     logs = [h.baseFilename for h in logging.getLogger().handlers if type(h) is logging.FileHandler]
-    if failure is not None:
+    if failure is not None and logs:
         logging.getLogger(__name__).error("%s", "".join(traceback.format_exception(failure)))
-        if logs:
-            line = f"{line[:300]} (the log is {logs[-1]})"
+        line = f"{line[:300]} (the log is {logs[-1]})"
     sys.stderr.write(f"error: {line}\n")
     return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -161,10 +162,10 @@ class TrainingSpec(Node):
     """Ask for sampled label sets; otherwise eq. 5 takes the teachers' own decisions as targets."""
     dual_steps: Annotated[int, Field(ge=1)] = 4
     """Steps of the dual generator for each step of the generator."""
-    fresh: Rate = 0.5
-    """Share of the newest synthesized batch in a dual batch."""
-    remembered: Rate = 0.5
-    """Share of a batch's columns, each from a step drawn at random, that comes with it."""
+    fresh_every: Count = 2
+    """Every how-manyth image of the newest batch is in a dual batch."""
+    remember_every: Count = 2
+    """For every how-manyth column of a batch a remembered image comes with it."""
     memory_megabytes: Count = 512
     generator_rate: Rate = 2e-3
     dual_rate: Rate = 2e-3
@@ -173,7 +174,7 @@ class TrainingSpec(Node):
     threads: Count | None = None
     """CPU threads of a worker; without it the machine's cores, shared by the workers."""
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
-    worker_gpus: Annotated[int, Field(ge=0)] = 0
+    worker_gpus: Literal[0, 1] = 0
     report_every: Count = 10
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds after which a collective that waits ends the run."""
@@ -194,6 +195,10 @@ class ServingSpec(Node):
     start_timeout: Annotated[float, Field(gt=0)] = 120.0
     restarts: Annotated[int, Field(ge=0)] = 3
     """How often a dead server is started again."""
+    wire: Precision = "fp32"
+    """What travels between trainer and teachers; statistics are never less than fp32."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which an answer that does not come ends the run."""
     wait_for_nodes: bool = False
     """The cluster can grow: wait for nodes that are not there yet instead of refusing the plan."""
 
@@ -224,9 +229,7 @@ class RunConfig(Node):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         _refuse_repeats("teachers", [teacher.name for teacher in self.teachers], "teacher name")
-        for index, teacher in enumerate(self.teachers):
-            _refuse_repeats(f"teachers.{index}.labels", teacher.labels, "label")
-            _refuse_repeats(f"teachers.{index}.blocks", teacher.blocks, "block")
+        self._check_teachers()
         self._check_target()
         self._check_training()
         for name, evaluation in self.evaluations.items():
@@ -251,19 +254,46 @@ class RunConfig(Node):
                         f"no teacher knows {label!r}",
                         f"some of {', '.join(union)}",
                     )
-        shallowest = min(len(teacher.blocks) for teacher in self.teachers)
-        if self.target.branch_depth is not None and self.target.branch_depth > shallowest:
+        deepest = len(self.teachers[0].blocks)
+        if self.target.branch_depth is not None and self.target.branch_depth > deepest:
             raise InputError(
-                "target.branch_depth", f"is {self.target.branch_depth}", f"1 to {shallowest}"
+                "target.branch_depth", f"is {self.target.branch_depth}", f"1 to {deepest}"
             )
+
+    def _check_teachers(self) -> None:
+        first = self.teachers[0]
+        for index, teacher in enumerate(self.teachers):
+            key = f"teachers.{index}"
+            _refuse_repeats(f"{key}.labels", teacher.labels, "label")
+            _refuse_repeats(f"{key}.blocks", teacher.blocks, "block")
+            if len(teacher.blocks) != len(first.blocks):
+                raise InputError(
+                    f"{key}.blocks",
+                    f"are {len(teacher.blocks)} where {first.name} has {len(first.blocks)}",
+                    "as many blocks for every teacher",
+                )
+            if "single_label" in (teacher.task, first.task) and teacher.labels != first.labels:
+                raise InputError(
+                    f"{key}.labels",
+                    f"differ from those of {first.name}, and a single-label teacher is among them",
+                    "multi_label teachers, or the same labels for all",
+                )
+            if teacher.task == "single_label" and self.generator.labels_per_image > 1:
+                raise InputError(
+                    "generator.labels_per_image",
+                    f"is more than one for the single-label teacher {teacher.name}",
+                    "1",
+                )
 
     def _check_training(self) -> None:
         training = self.training
-        if training.batch_size % training.workers:
+        # Neighbours are compared for their diversity, and every worker has as many of each kind.
+        unit = math.lcm(2, training.fresh_every, training.remember_every) * training.workers
+        if training.batch_size % unit:
             raise InputError(
                 "training.batch_size",
-                f"{training.batch_size} is not divisible by the {training.workers} workers",
-                f"a multiple of {training.workers}",
+                f"{training.batch_size} does not divide into equal parts",
+                f"a multiple of {unit}, for {training.workers} workers",
             )
 
     @property

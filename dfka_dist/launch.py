@@ -6,9 +6,12 @@ import contextlib
 import logging
 import math
 import os
+import queue
 import signal
+import socket
 import tempfile
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,22 +48,34 @@ End = Outcome | DfkaError
 """How a run ended."""
 
 
-class _Inbox:
-    """What rank 0 tells the driver: records on the way, the outcome or the error at the end."""
+class _Conductor:
+    """Runs Ray Train, and keeps what rank 0 has to tell until the driver collects it.
+
+    An actor beside the driver: in the driver Ray Train would take the signals, and die with the
+    process instead of being left. One of its two threads belongs to `fit`.
+    """
 
     def __init__(self) -> None:
-        self._records: list[Record] = []
+        self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._end: End | None = None
 
+    def fit(self, config: RunConfig, teachers: ServedTeachers, storage: str) -> str | None:
+        """Run the workers to their end; the whole story if they fail."""
+        inbox = ray.get_runtime_context().current_actor
+        try:
+            _trainer(config, teachers, inbox, storage).fit()
+        except Exception:  # the driver raises, and knows whether a worker has said more
+            return traceback.format_exc()
+        return None
+
     def post(self, record: Record) -> None:
-        self._records.append(record)
+        self._records.put(record)
 
     def end(self, end: End) -> None:
         self._end = self._end or end
 
     def collect(self) -> tuple[list[Record], End | None]:
-        records, self._records = self._records, []
-        return records, self._end
+        return [self._records.get() for _ in range(self._records.qsize())], self._end
 
 
 @contextlib.contextmanager
@@ -73,17 +88,36 @@ def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[No
     Raises:
         InputError: there is no cluster at the address.
     """
+    if address:
+        _knock(address)
     try:
         _connect(address, plan)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        key = "run.address" if address else "ray"
-        raise InputError(
-            key, f"cannot connect: {error}", "the address of a running Ray cluster"
-        ) from error
+        if address:
+            raise _no_cluster(address, str(error)) from error
+        raise RunFailed(f"Ray did not start on this machine: {error}") from error
     try:
         yield nodes()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Is anybody there? Ray itself asks for minutes, and fills the terminal meanwhile."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        raise _no_cluster(address, "it is no HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> InputError:
+    remedy = "auto, or HOST:PORT of a running Ray cluster"
+    return InputError("run.address", f"no Ray cluster at {address}: {why}", remedy)
 
 
 def _connect(address: str | None, plan: PlacementPlan | None) -> None:
@@ -146,55 +180,52 @@ def amalgamate(
     Raises:
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
-    with _inbox() as inbox, tempfile.TemporaryDirectory(prefix="dfka-") as storage:
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"config": dump(config), "teachers": teachers, "inbox": inbox},
-            scaling_config=_scaling(config),
-            run_config=TrainRunConfig(
-                name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-                storage_path=storage,
-                failure_config=FailureConfig(max_failures=0),
-            ),
-            torch_config=TorchConfig(
-                backend="nccl" if config.training.worker_gpus else "gloo",
-                timeout_s=int(config.training.timeout),
-            ),
-        )
-        return _watch(trainer, inbox, on_record)
-
-
-@contextlib.contextmanager
-def _inbox() -> Iterator[Any]:
-    handle = ray.remote(_Inbox).options(num_cpus=0).remote()
+    conductor = ray.remote(_Conductor).options(num_cpus=0, max_concurrency=2).remote()
     try:
-        yield handle
+        with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
+            running = conductor.fit.remote(config, teachers, storage)
+            return _watch(conductor, running, on_record)
     finally:
-        ray.kill(handle)
+        ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
 
 
-def _watch(trainer: TorchTrainer, inbox: Any, on_record: Callable[[Record], None]) -> Outcome:
-    failure: list[Exception] = []
-    fit = threading.Thread(target=_fit, args=(trainer, failure), daemon=True)
-    fit.start()
-    end: End | None = None
-    while fit.is_alive():
-        fit.join(POLL_SECONDS)
-        records, end = ray.get(inbox.collect.remote())
+def _watch(conductor: Any, running: Any, on_record: Callable[[Record], None]) -> Outcome:
+    over = False
+    while not over:
+        over = bool(ray.wait([running], timeout=POLL_SECONDS)[0])
+        records, end = ray.get(conductor.collect.remote())
         for record in records:
             on_record(record)
+    story: str | None = ray.get(running)
     if isinstance(end, Outcome):
         return end
+    if story is not None:
+        log.error("%s", story)
     if end is not None:
         raise end
-    raise RunFailed(f"the training workers failed: {_innermost(failure)}")
+    reason = story.strip().splitlines()[-1] if story else "they ended without a result"
+    raise RunFailed(f"the training workers failed: {reason}")
 
 
-def _fit(trainer: TorchTrainer, failure: list[Exception]) -> None:
-    try:
-        trainer.fit()
-    except Exception as error:  # handed to the waiting thread, which raises
-        failure.append(error)
+def _trainer(config: RunConfig, teachers: ServedTeachers, inbox: Any, storage: str) -> TorchTrainer:
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": dump(config), "teachers": teachers, "inbox": inbox},
+        scaling_config=_scaling(config),
+        run_config=TrainRunConfig(
+            name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=0),
+            # DeepSpeed would move a worker without a GPU to one that it happens to see.
+            worker_runtime_env={
+                "env_vars": {"DS_ACCELERATOR": "cuda" if config.training.worker_gpus else "cpu"}
+            },
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if config.training.worker_gpus else "gloo",
+            timeout_s=int(config.training.timeout),
+        ),
+    )
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -224,13 +255,3 @@ def _scaling(config: RunConfig) -> ScalingConfig:
         use_gpu=bool(training.worker_gpus),
         resources_per_worker=resources,
     )
-
-
-def _innermost(failure: list[Exception]) -> str:
-    if not failure:
-        return "they ended without a result"
-    error: BaseException = failure[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[-1] if said else ''}"

@@ -48,7 +48,17 @@ def dump(config: RunConfig) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that takes 2e-3 for a number, which YAML 1.1 wants written 2.0e-3."""
+    """Safe YAML that takes 2e-3 for a number, which YAML 1.1 wants written 2.0e-3, and refuses a
+    key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in seen if seen.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -88,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     key, found, text = assignment.partition("=")
-    if not found or not key:
+    if not found or not all(key.split(".")):
         raise InputError("--set", f"{assignment!r} assigns nothing", "dotted.key=value")
     try:
         value = _yaml(text)
@@ -141,7 +151,10 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
 def _located(place: str | None, folder: Path) -> str | None:
     if place is None or place.startswith("preset:") or re.match(r"^[a-z][a-z0-9+]*://", place):
         return place
-    return str((folder / Path(place).expanduser()).resolve())
+    try:
+        return str((folder / Path(place).expanduser()).resolve())
+    except (RuntimeError, OSError, ValueError):
+        return place  # whoever opens it says what is wrong with it
 
 
 def _first(error: ValidationError, tree: object) -> InputError:

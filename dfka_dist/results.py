@@ -13,6 +13,18 @@ from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_r
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.training.amalgamator import SAMPLES, Outcome
 
+LEFT = (
+    "result.json",
+    "resolved.yaml",
+    "target_net",
+    "report.html",
+    "samples.png",
+    "metrics.jsonl",
+    "tensorboard",
+    "run.log",
+)
+"""Everything that a run leaves in its folder."""
+
 
 def rebuilt(outcome: Outcome) -> TargetNet:
     """The target of an outcome, in eval mode."""

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
-    folder = commandline.output_folder(arguments, config)
+    folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
     weights = read_all_weights(config.teachers)
     teachers = {name: t.description for name, t in load_teachers(config.teachers, weights).items()}
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     planned = None if config.run.address else plan(config, launch.this_machine(config))
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(config, nodes)
-        _run(config, commandline.emptied(folder), placement, weights, data, began)
+        _run(config, commandline.emptied(folder, results.LEFT), placement, weights, data, began)
 
 
 def _run(

@@ -19,6 +19,8 @@ from dfka_dist.scoring import load_data, score
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 
+FILE = "evaluation.json"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load, score, print; with `--output`, write `evaluation.json` as well."""
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
-    folder = commandline.output_folder(arguments, config) if arguments.output else None
+    folder = commandline.output_folder(arguments, config, [FILE]) if arguments.output else None
     target = TargetNet.from_pretrained(arguments.target_net, arguments.allow_code)
     _check(target, config)
     teachers = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
@@ -49,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     text = json.dumps(score(data, teachers, target), indent=2)
     if folder is not None:
-        (commandline.emptied(folder) / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        (commandline.emptied(folder, [FILE]) / FILE).write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
 def _check(target: TargetNet, config: RunConfig) -> None:
-    known = {teacher.name: teacher.labels for teacher in config.teachers}
+    known = {t.name: t.model_copy(update={"weights": None}) for t in config.teachers}
     for branch in target.design.branches:
-        if known.get(branch.teacher.name) != branch.teacher.labels:
+        if known.get(branch.teacher.name) != branch.teacher:
             raise InputError(
                 "teachers",
-                f"the target was made of {branch.teacher.name} with other labels",
+                f"the target was made of another {branch.teacher.name}",
                 "the configuration that the target was made with",
             )
 

@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
-    folder = commandline.output_folder(arguments, config)
+    folder = commandline.output_folder(arguments, config, ["manifest.json"])
     train, test = (_data(config, split) for split in ("train", "test"))
     if arguments.dry_run:
         names = ", ".join(spec.name for spec in config.teachers)
         print(f"would train {names} on {len(train)} images into {folder}")
         return
-    commandline.emptied(folder)
+    commandline.emptied(folder, ["manifest.json"])
     command = "python jobs/pretrain.py " + " ".join(shlex.quote(a) for a in (argv or sys.argv[1:]))
     manifest = {
         "command": command,

@@ -133,8 +133,9 @@ class _Group(nn.Module):
         value = nn.functional.leaky_relu(self.normalize(self.widen(features)), 0.2)
         value = nn.functional.pixel_shuffle(self.narrow(value), self.factor)
         if value.shape[2:] != self.size:
+            # bf16 has no antialiased interpolation on CPUs.
             value = nn.functional.interpolate(
-                value, size=self.size, mode="bilinear", antialias=True
+                value.float(), size=self.size, mode="bilinear", antialias=True
             )
         made: Tensor = self.end(value)
         return made.float().sigmoid() if self.last else made.float()

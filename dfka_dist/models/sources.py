@@ -55,8 +55,13 @@ def build(spec: TeacherSpec, key: str) -> nn.Module:
         factory = _imported(kind, name, f"{key}.source")
     try:
         network = factory(**arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{key}.arguments", str(error), f"what {spec.source} takes") from error
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # foreign code: whatever it raises, the user hears of it
+        expected = isinstance(error, TypeError | ValueError)
+        what = str(error) if expected else f"{type(error).__name__}: {error}"
+        raise InputError(f"{key}.arguments", what, f"what {spec.source} takes") from error
     if not isinstance(network, nn.Module):
         raise InputError(
             f"{key}.source",
@@ -133,13 +138,12 @@ def load_state(network: nn.Module, state: State, key: str) -> None:
 
 def _imported(module: str, name: str, key: str) -> Callable[..., object]:
     try:
-        found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise InputError(
-            key, f"cannot import {module}: {error}", "an importable package.module:callable"
-        ) from error
-    except AttributeError:
-        raise InputError(key, f"{module} has no {name!r}", "a callable of that module") from None
+        found = getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit) as error:  # foreign code, as in `build`
+        what = f"cannot import {module}: {error}"
+        raise InputError(key, what, "an importable package.module:callable") from error
+    if found is None:
+        raise InputError(key, f"{module} has no {name!r}", "a callable of that module")
     if not callable(found):
         raise InputError(
             key, f"{module}:{name} cannot be called", "a callable that gives a torch.nn.Module"

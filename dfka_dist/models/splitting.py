@@ -60,6 +60,14 @@ class BlockChain(nn.Module):
                 continue
         raise KeyError(path)
 
+    def holds(self, path: str) -> bool:
+        """Whether the part at this module path is in any stage: what never runs is in none."""
+        try:
+            self.find(path)
+        except KeyError:
+            return False
+        return True
+
     def place(self, path: str) -> int:
         """Index of the stage that holds this module path."""
         part = self.find(path)

@@ -215,7 +215,7 @@ def _trunk(design: Architecture) -> nn.ModuleList:
         )
     try:
         return TRUNKS[design.backbone](channels=design.input.channels, **design.arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             "target.arguments", str(error), f"what the backbone {design.backbone} takes"
         ) from error

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dfka_dist.config import Precision, ServingSpec, TeacherSpec
+from dfka_dist.config import ServingSpec, TeacherSpec
 from dfka_dist.errors import RunFailed
 from dfka_dist.models.sources import Weights
 from dfka_dist.teachers.interface import TeacherDescription
@@ -39,10 +39,9 @@ class TeacherPool:
         plan: PlacementPlan,
         serving: ServingSpec,
         run: str,
-        wire_precision: Precision = "fp32",
     ) -> None:
         self._specs, self._weights, self._plan, self._serving = specs, weights, plan, serving
-        self._name, self._wire = f"dfka-{run}-{uuid.uuid4().hex[:8]}", wire_precision
+        self._name, self._wire = f"dfka-{run}-{uuid.uuid4().hex[:8]}", serving.wire
         self._group: PlacementGroup | None = None
         self._servers: dict[str, list[Handle]] = {spec.name: [] for spec in specs}
         self._store: Handle | None = None
@@ -170,4 +169,5 @@ class TeacherPool:
             self._servers,
             in_flight=self._serving.in_flight,
             wire_precision=self._wire,
+            timeout=self._serving.timeout,
         )

@@ -143,10 +143,18 @@ class _Replica:
         self.outstanding: list[Any] = []
         self._in_flight = in_flight
 
-    def admit(self) -> None:
-        """Wait until another call may go out."""
+    def admit(self, timeout: float) -> None:
+        """Wait until another call may go out.
+
+        Raises:
+            GetTimeoutError: none was answered in time.
+        """
         while len(self.outstanding) >= self._in_flight:
-            _, self.outstanding = ray.wait(self.outstanding, num_returns=1, fetch_local=False)
+            done, self.outstanding = ray.wait(
+                self.outstanding, num_returns=1, timeout=timeout, fetch_local=False
+            )
+            if not done:
+                raise GetTimeoutError
 
 
 class _Sent:
@@ -168,7 +176,13 @@ class _Asked(Generic[Answer]):
 
     def send(self, name: str) -> None:
         replica = self._client._pick(name, self._sent)
-        replica.admit()
+        began = time.monotonic()
+        try:
+            replica.admit(self._client._timeout)
+        except GetTimeoutError:
+            raise self._late(name) from None
+        finally:
+            self._client.waited += time.monotonic() - began
         reference = self._ask(name, replica.handle)
         replica.outstanding.append(reference)
         self._sent.replicas[name] = replica
@@ -197,15 +211,16 @@ class _Asked(Generic[Answer]):
                 self.send(name)
                 continue
             except GetTimeoutError:
-                waited = self._client._timeout
-                raise TeacherUnavailable(
-                    f"teacher {name} did not answer within {waited:g} s"
-                ) from None
+                raise self._late(name) from None
             except RayTaskError as error:
                 raise RunFailed(f"teacher {name} failed: {error.cause}") from error
             replica.outstanding = [r for r in replica.outstanding if r != reference]
             answer: Answer = self._decoded(arrays)
             return answer
+
+    def _late(self, name: str) -> TeacherUnavailable:
+        waited = self._client._timeout
+        return TeacherUnavailable(f"teacher {name} did not answer within {waited:g} s")
 
     def _decoded(self, arrays: Any) -> Any:
         if isinstance(arrays, dict):

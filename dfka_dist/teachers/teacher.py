@@ -44,7 +44,7 @@ class Teacher:
         self.preprocessing = Preprocessing(spec.input)
         self.chain = cut(network, spec.blocks, _example(spec).to(_dtype(network)), key)
         self.chain.requires_grad_(False)
-        self._embedding = _last_linear(network)
+        self._embedding = _last_linear(network, self.chain)
         self._parts = _batch_norms(network, self.chain)
         self._inputs: dict[str, Tensor] = {}
         self._listening = False
@@ -172,8 +172,10 @@ def _example(spec: TeacherSpec) -> Tensor:
     )
 
 
-def _last_linear(network: nn.Module) -> str | None:
+def _last_linear(network: nn.Module, chain: BlockChain) -> str | None:
+    """In the head; auxiliary heads that do not run are in no stage."""
     linear = [path for path, part in network.named_modules() if isinstance(part, nn.Linear)]
+    linear = [path for path in linear if chain.holds(path) and chain.place(path) == chain.depth]
     return linear[-1] if linear else None
 
 
@@ -181,7 +183,7 @@ def _batch_norms(network: nn.Module, chain: BlockChain) -> list[tuple[BatchNormL
     """BatchNorm layers with running statistics, by path: behind the cut their classes are gone."""
     found = []
     for path, part in network.named_modules():
-        if isinstance(part, _BatchNorm) and part.running_mean is not None:
+        if isinstance(part, _BatchNorm) and part.running_mean is not None and chain.holds(path):
             layer = BatchNormLayer(path, part.num_features, chain.place(path) + 1)
             found.append((layer, part.running_mean.clone()))
     return found

@@ -100,7 +100,7 @@ class Amalgamator:
         samples = self._draws.sheet(_plain(generator), SAMPLES)
         generator.destroy()
         data_free = self._probe.judge(target.eval(), self._teachers)
-        cpu = global_sum(torch.tensor(time.process_time())).item()
+        cpu = global_sum(torch.tensor(time.process_time(), device=self._device)).item()
         return Outcome(self._design, state, samples, data_free, self._phases, cpu)
 
     def _joint(self, generator: Engine) -> dict[str, Tensor]:
@@ -142,7 +142,6 @@ class Amalgamator:
                 )
             self._tell("joint", step + 1, training.steps, [criticism.report, *dual_reports[-1:]])
         average_buffers(target.trunk)
-        average_buffers(generator.network)
         state = dual_engine.state()
         dual_engine.destroy()
         return state
@@ -186,11 +185,10 @@ class Amalgamator:
         if not len(self._memory):
             return []
         training = self._config.training
-        every = round(1 / training.fresh), round(1 / training.remembered)
         reports = []
         for turn in turns:
-            fresh = self._memory.newest(turn, every[0])
-            old = self._memory.draw(f"memory.{turn}", step, turn, every[1])
+            fresh = self._memory.newest(turn, training.fresh_every)
+            old = self._memory.draw(f"memory.{turn}", step, turn, training.remember_every)
             reports.append(dual.learn(Labelled.joined(fresh, old), rate))
         return reports
 

@@ -73,12 +73,12 @@ def make_pool(cluster: Nodes, make_config: Callable[..., RunConfig]) -> MakePool
 
 @pytest.fixture(scope="package")
 def specs(make_teacher: Callable[..., TeacherSpec]) -> dict[str, TeacherSpec]:
-    """`first` and `second`, which differ in everything but their depth, and `exact` in float64."""
+    """`first` and `second`, which differ in all they may differ in, and `exact` in float64."""
     second = {"task": "single_label", "widths": (5, 6, 7), "channels": 3, "size": 12}
     made = [
         with_moods(make_teacher("first", "abc")),
-        with_moods(make_teacher("second", "de", **second, std=(0.2, 0.3, 0.4), mean=(0.5,))),
-        _in_float64(make_teacher("exact", "abc", widths=(2, 3), size=8)),
+        with_moods(make_teacher("second", "abc", **second, std=(0.2, 0.3, 0.4), mean=(0.5,))),
+        _in_float64(make_teacher("exact", "abc", widths=(2, 3, 4), size=8)),
     ]
     return {spec.name: spec for spec in made}
 

@@ -147,7 +147,7 @@ def test_a_run_leaves_the_teachers_as_they_were(
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
     run: Run, make_teacher: Callable[..., TeacherSpec]
 ) -> None:
-    spec = make_teacher("constant", "abde")
+    spec = make_teacher("constant", "abc")
     assert spec.weights is not None
     state = load_file(spec.weights)
     # In training this layer has seen one value only: any other is infinitely far away.

@@ -33,13 +33,14 @@ class Ended:
 
 
 def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Start a job; modules beside this file can be imported there."""
+    """Start a job in a process group of its own; it can import the modules beside this file."""
     return subprocess.Popen(
         [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
+        start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(HERE)},
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,57 +60,72 @@ def test_a_run_that_failed_leaves_no_result(failed: Ended, folder: Path) -> None
 
 
 @dataclass(frozen=True)
-class Interrupted:
+class Stopped:
     ended: Ended
     seconds: float
+    """From the signal to the end."""
     left: list[psutil.Process]
+    """Of what it had started."""
 
 
-@pytest.fixture(scope="module")
-def interrupted(
-    write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Interrupted]:
-    """A run that was interrupted at its first steps."""
-    place = tmp_path_factory.mktemp("interrupted")
+def ctrl_c(process: subprocess.Popen[str]) -> None:
+    """What a terminal does: everything that was started there and has not left gets the signal."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def preemption(process: subprocess.Popen[str]) -> None:
+    """What a cluster does that needs the place."""
+    process.terminate()
+
+
+@pytest.fixture(scope="module", params=[ctrl_c, preemption], ids=lambda stop: stop.__name__)
+def stopped(
+    request: pytest.FixtureRequest,
+    write: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stopped]:
+    """A run that was stopped at its first steps."""
+    place = tmp_path_factory.mktemp("stopped")
     long = {"steps": 1_000_000, "batch_size": 8, "report_every": 1, "memory_megabytes": 1}
-    config = write(place, training=long)
-    process = start("amalgamate", "--config", config, "--output", place / "run")
+    process = start(
+        "amalgamate", "--config", write(place, training=long), "--output", place / "run"
+    )
     try:
         wait_for(place / "run" / "metrics.jsonl", process)
         started = psutil.Process(process.pid).children(recursive=True)
+        assert started, "the run had started nothing"
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        request.param(process)
         out, err = process.communicate(timeout=60)
+        seconds = time.monotonic() - began
     finally:
         process.kill()
-    seconds = time.monotonic() - began
     _, left = psutil.wait_procs(started, timeout=10)
-    assert started, "the run had started nothing"
-    yield Interrupted(Ended(process.returncode, out, err), seconds, left)
+    yield Stopped(Ended(process.returncode, out, err), seconds, left)
     for orphan in left:
         orphan.kill()
 
 
-def wait_for(path: Path, process: Any) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     patience = time.monotonic() + PATIENCE
     while not path.exists() and process.poll() is None and time.monotonic() < patience:
         time.sleep(0.2)
-    assert path.exists(), process.stderr.read() if process.poll() is not None else "it is slow"
+    assert path.exists(), process.communicate() if process.poll() is not None else "it is slow"
 
 
-def test_a_run_that_is_interrupted_ends_with_code_4(interrupted: Interrupted) -> None:
-    assert interrupted.ended.code == 4
+def test_a_run_that_is_stopped_ends_with_code_4(stopped: Stopped) -> None:
+    assert stopped.ended.code == 4
 
 
-def test_a_run_that_is_interrupted_ends_soon(interrupted: Interrupted) -> None:
-    assert interrupted.seconds < 30
+def test_a_run_that_is_stopped_ends_soon(stopped: Stopped) -> None:
+    assert stopped.seconds < 30
 
 
-def test_a_run_that_is_interrupted_leaves_no_process(interrupted: Interrupted) -> None:
-    assert interrupted.left == []
+def test_a_run_that_is_stopped_leaves_no_process(stopped: Stopped) -> None:
+    assert stopped.left == []
 
 
-def test_a_run_that_is_interrupted_says_so_and_nothing_else(interrupted: Interrupted) -> None:
-    lines = interrupted.ended.err.splitlines()
+def test_a_run_that_is_stopped_says_so_and_nothing_else(stopped: Stopped) -> None:
+    lines = stopped.ended.err.splitlines()
     strange = [line for line in lines if not line.startswith("tiny: ")]
     assert strange == ["error: stopped"]

@@ -14,6 +14,7 @@ from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.errors import DfkaError, InputError, Interrupted, RunFailed
 from dfka_dist.loading import load
 
+MARKS = ("result.json", "target_net")
 DIGITS = str(PRESETS / "digits.yaml")
 Main = Callable[[Sequence[str] | None], None]
 
@@ -22,7 +23,7 @@ def job(argv: Sequence[str] | None) -> None:
     """A job that checks all that the user said, and then makes its folder."""
     arguments = commandline.parser("A job.").parse_args(argv)
     config = commandline.configuration(arguments)
-    folder = commandline.output_folder(arguments, config)
+    folder = commandline.output_folder(arguments, config, MARKS)
     if not arguments.dry_run:
         commandline.emptied(folder)
 
@@ -59,7 +60,7 @@ def arguments(*argv: str) -> argparse.Namespace:
 
 def refused(config: RunConfig, *argv: str) -> InputError:
     with pytest.raises(InputError) as caught:
-        commandline.output_folder(arguments(*argv), config)
+        commandline.output_folder(arguments(*argv), config, MARKS)
     return caught.value
 
 
@@ -144,27 +145,34 @@ def test_assignments_of_the_command_line_come_after_the_file() -> None:
     assert (config.training.steps, config.run.seed) == (7, 5)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_folder_whose_name_cannot_be_is_refused(config: RunConfig, name: str) -> None:
+    assert refused(config, "--output", name).key == "--output"
+
+
 # the output folder
 
 
 def test_results_go_to_runs_and_the_name_unless_told_otherwise(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    assert commandline.output_folder(arguments(), config) == tmp_path / "runs" / "digits"
+    assert commandline.output_folder(arguments(), config, MARKS) == tmp_path / "runs" / "digits"
 
 
 def test_results_go_where_they_are_told(config: RunConfig, tmp_path: Path) -> None:
-    assert commandline.output_folder(arguments("--output", "x/y"), config) == tmp_path / "x/y"
+    assert (
+        commandline.output_folder(arguments("--output", "x/y"), config, MARKS) == tmp_path / "x/y"
+    )
 
 
 def test_asking_for_the_folder_does_not_make_it(config: RunConfig, tmp_path: Path) -> None:
-    commandline.output_folder(arguments(), config)
+    commandline.output_folder(arguments(), config, MARKS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_may_be_used(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    assert commandline.output_folder(arguments("--output", "x"), config) == tmp_path / "x"
+    assert commandline.output_folder(arguments("--output", "x"), config, MARKS) == tmp_path / "x"
 
 
 def test_a_file_in_place_of_the_folder_is_refused(config: RunConfig, tmp_path: Path) -> None:
@@ -172,7 +180,7 @@ def test_a_file_in_place_of_the_folder_is_refused(config: RunConfig, tmp_path: P
     assert refused(config, "--output", "x").what.endswith("is a file")
 
 
-@pytest.mark.parametrize("mark", commandline.MARKS)
+@pytest.mark.parametrize("mark", MARKS)
 def test_a_folder_that_holds_a_run_is_refused(config: RunConfig, tmp_path: Path, mark: str) -> None:
     (tmp_path / mark).write_text("")
     assert "already holds a run" in refused(config, "--output", ".").what
@@ -183,7 +191,7 @@ def test_a_folder_that_holds_a_run_may_be_overwritten_on_request(
 ) -> None:
     (tmp_path / "result.json").write_text("{}")
     given = arguments("--output", ".", "--overwrite")
-    assert commandline.output_folder(given, config) == tmp_path
+    assert commandline.output_folder(given, config, MARKS) == tmp_path
 
 
 def test_a_folder_with_other_files_is_never_overwritten(config: RunConfig, tmp_path: Path) -> None:
@@ -192,19 +200,25 @@ def test_a_folder_with_other_files_is_never_overwritten(config: RunConfig, tmp_p
 
 
 def test_emptying_makes_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert commandline.emptied(tmp_path / "a" / "b").is_dir()
+    assert commandline.emptied(tmp_path / "a" / "b", MARKS).is_dir()
 
 
-def test_emptying_leaves_nothing_inside(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "result.json").write_text("{}")
-    assert list(commandline.emptied(tmp_path / "a").iterdir()) == []
+def test_emptying_leaves_nothing_of_an_earlier_run(tmp_path: Path) -> None:
+    (tmp_path / "target_net").mkdir()
+    (tmp_path / "target_net" / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text("{}")
+    assert list(commandline.emptied(tmp_path, MARKS).iterdir()) == []
+
+
+def test_emptying_leaves_what_no_run_made(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert list(commandline.emptied(tmp_path, MARKS).iterdir()) == [tmp_path / "thesis.tex"]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^--output: .* cannot be written"):
-        commandline.emptied(tmp_path / "file" / "inside")
+        commandline.emptied(tmp_path / "file" / "inside", MARKS)
 
 
 # the log

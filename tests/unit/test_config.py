@@ -514,7 +514,7 @@ def test_a_key_too_many_in_any_section_is_the_key_that_is_named(
     ),
     labels=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, unique=True),
     workers=st.integers(1, 4),
-    images=st.integers(2, 50),
+    images=st.integers(1, 25),
 )
 def test_every_valid_run_survives_being_written_and_read(
     seed: int, weights: dict[str, float], labels: list[str], workers: int, images: int
@@ -523,6 +523,37 @@ def test_every_valid_run_survives_being_written_and_read(
     tree["run"]["seed"] = seed
     tree["losses"] = weights
     tree["target"] = {"labels": labels}
-    tree["training"] = {"workers": workers, "batch_size": images * workers}
+    tree["training"] = {"workers": workers, "batch_size": 2 * images * workers}
     config = parse(tree)
     assert parse(yaml.safe_load(dump(config))) == config
+
+
+# what would go wrong only when the run has begun
+
+
+def test_teachers_of_different_depths_are_refused() -> None:
+    tree = valid()
+    tree["teachers"][1]["blocks"] = tree["teachers"][1]["blocks"][:-1]
+    assert _only_refusal(tree).key == "teachers.1.blocks"
+
+
+def test_a_single_label_teacher_beside_one_of_other_labels_is_refused() -> None:
+    tree = valid()
+    tree["teachers"][1]["task"] = "single_label"
+    assert _only_refusal(tree).key == "teachers.1.labels"
+
+
+def test_a_batch_whose_workers_would_split_a_pair_is_refused() -> None:
+    tree = valid() | {"training": {"batch_size": 6, "workers": 2}}
+    assert _only_refusal(tree).key == "training.batch_size"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("run: {name: a}\nrun: {name: b}\n")
+    with pytest.raises(InputError, match="'run' stands twice"):
+        load(path)
+
+
+def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
+    assert load(PRESETS / "digits.yaml", ["training.dual_rate=4e-3"]).training.dual_rate == 0.004
