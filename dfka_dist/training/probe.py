@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dfka_dist.config import TeacherSpec
 from dfka_dist.evaluation import agreement_and_coverage, merge
 from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
-from dfka_dist.teachers.interface import Question, Teachers
+from dfka_dist.teachers.interface import Question, TeacherOutput, Teachers
 
 MOMENTS = 4
 """Generators, at equally spaced moments of a run, that give equal parts."""
@@ -39,15 +41,22 @@ class ProbeSet:
     def judge(self, target: TargetNet, teachers: Teachers) -> dict[str, Any]:
         """`data_free` of the result: agreement with the teachers, coverage of the labels."""
         images = self.images()
-        answers = teachers.forward(Question(images, tuple(teachers.descriptions))).result()
+        parts = torch.split(images, PART)
         specs = {name: description.spec for name, description in teachers.descriptions.items()}
-        said = {
-            n: probabilities(a.logits, specs[n].task)
-            for n, a in answers.items()
-            if a.logits is not None
-        }
+        asked = [teachers.forward(Question(part, tuple(specs))) for part in parts]
+        own = torch.cat([target.predict(part) for part in parts])
+        heard = [_probabilities(pending.result(), specs) for pending in asked]
+        said = {name: torch.cat([answers[name] for answers in heard]) for name in specs}
         theirs = merge(said, {name: spec.labels for name, spec in specs.items()}, target.labels)
         small = torch.nn.functional.adaptive_avg_pool2d(images, min(8, images.shape[-1])).flatten(1)
-        return agreement_and_coverage(
-            theirs.cpu(), target.predict(images).cpu(), small.cpu(), target.labels
-        )
+        return agreement_and_coverage(theirs.cpu(), own.cpu(), small.cpu(), target.labels)
+
+
+def _probabilities(
+    answers: Mapping[str, TeacherOutput], specs: Mapping[str, TeacherSpec]
+) -> dict[str, Tensor]:
+    return {
+        name: probabilities(answer.logits, specs[name].task)
+        for name, answer in answers.items()
+        if answer.logits is not None
+    }
