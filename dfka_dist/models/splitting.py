@@ -108,7 +108,10 @@ def _cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) -
             warnings.simplefilter("ignore")
             pipe = pipeline(network, (example,), split_spec=spec)
     except Exception as error:  # torch.export has no common error of its own
-        raise _uncuttable(key, str(error)) from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outermost says the same of every network
+            cause = cause.__cause__
+        raise _uncuttable(key, str(cause)) from error
     if pipe.num_stages != len(blocks) + 1:
         raise _uncuttable(
             key, f"{pipe.num_stages} stages came out for {len(blocks)} blocks and a head"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from running import Ended, run, start
 
-PATIENCE = 120
+PATIENCE = 400
 """Seconds for a run to come to its first steps."""
 
 
