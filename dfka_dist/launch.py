@@ -126,7 +126,7 @@ def _connect(address: str | None, plan: PlacementPlan | None) -> None:
     where: dict[str, Any] = {"address": address}
     if plan is not None and address is None:
         cpus = max(os.cpu_count() or 1, math.ceil(plan.cpus))
-        where = {"num_cpus": cpus, "include_dashboard": False}
+        where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     # Ray takes SIGTERM for itself, and dies of it without stopping what it started.
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(
