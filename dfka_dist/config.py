@@ -172,7 +172,7 @@ class TrainingSpec(Node):
     fine_tune_steps: Annotated[int, Field(ge=0)] = 200
     fine_tune_rate: Rate = 2e-4
     threads: Count | None = None
-    """CPU threads of a worker; without it the machine's cores, shared by the workers."""
+    """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
     worker_gpus: Literal[0, 1] = 0
     report_every: Count = 10

@@ -232,7 +232,8 @@ def _work(settings: dict[str, Any]) -> None:
     """One worker of the trainer."""
     config = parse(yaml.safe_load(settings["config"]))
     training = config.training
-    torch.set_num_threads(training.threads or max(1, (os.cpu_count() or 1) // training.workers))
+    cores = max(1, (os.cpu_count() or 1) - 1)  # one is left to the teachers
+    torch.set_num_threads(training.threads or max(1, cores // training.workers))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
     first = ray.train.get_context().get_world_rank() == 0
     inbox = settings["inbox"]

@@ -22,11 +22,11 @@ Optimizer = Literal["adam", "sgd"]
 
 
 def fitting(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
-    """The precision to compute in: bf16 only pays on GPUs, and on CPUs with AMX."""
+    """The precision to compute in: bf16 pays on GPUs, and on CPUs that multiply in it."""
     if wanted != "auto":
         return wanted
-    has_bf16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    return "bf16" if has_bf16 else "fp32"
+    multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cuda" or multiplies else "fp32"
 
 
 class Engine:
