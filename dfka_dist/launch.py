@@ -30,7 +30,8 @@ from dfka_dist.errors import DfkaError, InputError, RunFailed
 from dfka_dist.loading import dump, parse
 from dfka_dist.teachers.placement import NodeResources, PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
-from dfka_dist.training.amalgamator import Amalgamator, Outcome, Record
+from dfka_dist.training.amalgamator import Amalgamator, Outcome
+from dfka_dist.training.diary import Record
 
 log = logging.getLogger(__name__)
 

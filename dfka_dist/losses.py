@@ -35,8 +35,8 @@ class LossReport:
 
 def weigh(weights: LossWeights, terms: Mapping[str, Callable[[], Tensor]]) -> LossReport:
     """Sum up the terms whose weight is not zero; the others are not even computed."""
-    values = {name: term() for name, term in terms.items() if getattr(weights, name)}
-    weighted = [getattr(weights, name) * value for name, value in values.items()]
+    values = {name: term() for name, term in terms.items() if weights.of(name)}
+    weighted = [weights.of(name) * value for name, value in values.items()]
     total = torch.stack(weighted).sum() if weighted else torch.zeros((), requires_grad=True)
     return LossReport(total, {name: value.detach() for name, value in values.items()})
 
@@ -89,6 +89,12 @@ def entropy(mean_probabilities: Tensor, task: Task) -> Tensor:
 def group(logits: Tensor, image_logits: Tensor, task: Task) -> Tensor:
     """Eq. 11, one group: CE(O(F_g^j), O(I_g)), the image's side soft and detached."""
     return cross_entropy(logits, probabilities(image_logits.detach(), task), task)
+
+
+def concatenated(parts: Sequence[Tensor], labels: Sequence[int]) -> Tensor:
+    """The mean over the labels of all teachers (eq. 10) of what is a mean over each one's own."""
+    weights = torch.tensor(labels, dtype=parts[0].dtype, device=parts[0].device)
+    return (torch.stack(list(parts)) * weights / weights.sum()).sum()
 
 
 def batch_norm(
@@ -152,9 +158,21 @@ def l2(images: Tensor) -> Tensor:
 
 
 def distill(student: Tensor, teacher: Tensor, task: Task) -> Tensor:
-    """Eq. 13 as CE to the teacher's probabilities, and L1 on logits, which keeps their scale.
-    Both (N, K)."""
-    return (
-        cross_entropy(student, probabilities(teacher, task), task)
-        + (student - teacher).abs().mean()
-    )
+    """Eq. 13: L_d^{b,m} = CE to the teacher's probabilities, both (N, K) of the customised
+    labels."""
+    return cross_entropy(student, probabilities(teacher, task), task)
+
+
+def logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """L1 on logits (N, K): unlike eq. 13 it does not fade where the teacher is sure."""
+    return (student - teacher).abs().mean()
+
+
+def block(parts: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """Eq. 14: L_d^b = sum_m lambda_m L_d^{b,m}."""
+    return torch.stack([weights.lambda_of(name) * part for name, part in parts.items()]).sum()
+
+
+def both_streams(own: Tensor, link: Tensor, link_weight: float) -> Tensor:
+    """Eq. 16: L_u^b = lambda_1 L_d^b(F_1) + lambda_2 L_d^b(F_2), lambda_1 = 1."""
+    return own + link_weight * link

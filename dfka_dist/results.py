@@ -11,7 +11,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.models.target import TargetNet, version
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 from dfka_dist.teachers.interface import TeacherDescription
-from dfka_dist.training.amalgamator import SAMPLES, Outcome
+from dfka_dist.training.amalgamator import SAMPLES, Network, Outcome
 
 LEFT = (
     "result.json",
@@ -26,10 +26,10 @@ LEFT = (
 """Everything that a run leaves in its folder."""
 
 
-def rebuilt(outcome: Outcome) -> TargetNet:
-    """The target of an outcome, in eval mode."""
-    target = TargetNet(outcome.design)
-    target.load_state_dict(outcome.state)
+def rebuilt(network: Network) -> TargetNet:
+    """A network of an outcome, in eval mode."""
+    target = TargetNet(network.design)
+    target.load_state_dict(network.state)
     return target.eval()
 
 
@@ -37,11 +37,15 @@ def result(
     config: RunConfig,
     teachers: Mapping[str, TeacherDescription],
     outcome: Outcome,
-    target: TargetNet,
-    evaluation: dict[str, Any] | None,
+    evaluations: Mapping[str, dict[str, Any] | None],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """`result.json`."""
+    """`result.json`.
+
+    Args:
+        evaluations: of the networks of the outcome, by name.
+    """
+    network = outcome.network
     return {
         "name": config.run.name,
         "version": version(),
@@ -61,14 +65,45 @@ def result(
             for name, teacher in teachers.items()
         ],
         "target": {
-            "parameters": target.parameter_count(),
-            "labels": target.labels,
-            "branch_points": {
-                branch.teacher.name: branch.depth for branch in outcome.design.branches
-            },
+            "parameters": parameters(network),
+            "labels": network.design.labels,
+            "branch_points": branch_points(network),
         },
         "data_free": outcome.data_free,
-        "evaluation": evaluation,
+        "evaluation": evaluations[network.name],
+        "chosen": network.name,
+        "candidates": [_brief(each, evaluations) for each in outcome.candidates],
+        "depths": [
+            _brief(each, evaluations) | {"branch_points": branch_points(each)}
+            for each in outcome.depths
+        ],
+        "dual_losses": outcome.dual_losses,
+    }
+
+
+def parameters(network: Network) -> int:
+    """How many a target holds."""
+    return TargetNet(network.design).parameter_count()
+
+
+def branch_points(network: Network) -> dict[str, int]:
+    """Per teacher the depth at which its branch leaves the trunk."""
+    return {branch.teacher.name: branch.depth for branch in network.design.branches}
+
+
+def _brief(network: Network, evaluations: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """What is said of a network that stands beside the result."""
+    scores = evaluations[network.name]
+    kept = None
+    if scores is not None:
+        kept = {name: row["retention"] for name, row in scores["per_teacher"].items()}
+    return {
+        "name": network.name,
+        "parameters": parameters(network),
+        "agreement": network.data_free["agreement"],
+        "target": scores and scores["target"],
+        "retention": scores and scores["retention"],
+        "per_teacher": kept,
     }
 
 
@@ -76,14 +111,15 @@ def write(
     folder: Path,
     found: dict[str, Any],
     outcome: Outcome,
-    target: TargetNet,
     log: MetricsLog,
     configuration: str,
 ) -> None:
     """Write everything; `result.json` last, so that it says that all else is there."""
+    target = rebuilt(outcome.network)
     target.save_pretrained(folder / "target_net")
     write_model_card(folder / "target_net", found)
-    save_samples(outcome.samples, target.labels, folder / "samples.png")
-    assert len(outcome.samples) == SAMPLES * len(target.labels)
+    if outcome.samples is not None:
+        assert len(outcome.samples) == SAMPLES * len(target.labels)
+        save_samples(outcome.samples, target.labels, folder / "samples.png")
     write_report(folder, found, log.records, configuration)
     (folder / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from dfka_dist.scoring import Data, load_data, score
 from dfka_dist.teachers.placement import PlacementPlan, plan, read_nodes
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.teacher import load_teachers
-from dfka_dist.training.branching import design_target
+from dfka_dist.training.branching import Branching
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,18 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="plan a --dry-run for these nodes: a YAML list of {name, cpus, gpus}",
     )
     arguments = parser.parse_args(argv)
-    config = commandline.configuration(arguments)
+    given = commandline.configuration(arguments)
+    config = given.without_unheard()
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
     weights = read_all_weights(config.teachers)
     teachers = {name: t.description for name, t in load_teachers(config.teachers, weights).items()}
-    DualGenerator(design_target(config, teachers))
+    DualGenerator(Branching(config, teachers).design())
     data = load_data(config)
     if arguments.dry_run:
         return _show(config, _dry_plan(arguments, config))
     planned = None if config.run.address else plan(config, launch.this_machine(config))
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(config, nodes)
+        _warn(given, config)
         _run(config, commandline.emptied(folder, results.LEFT), placement, weights, data, began)
 
 
@@ -74,13 +76,23 @@ def _run(
             progress.message("starting the trainer")
             outcome = launch.amalgamate(config, pool.teachers, on_record)
             progress.message("scoring")
-            target = results.rebuilt(outcome)
-            evaluation = score(data, pool.teachers, target)
+            evaluations = {
+                network.name: score(data, pool.teachers, results.rebuilt(network))
+                for network in outcome.networks
+            }
             cpu = outcome.cpu_seconds + pool.cpu_seconds() + time.process_time()
         seconds = {"wall": round(time.monotonic() - began, 1), "cpu": round(cpu, 1)}
-        found = results.result(config, pool.descriptions, outcome, target, evaluation, seconds)
-        results.write(folder, found, outcome, target, log, configuration)
+        found = results.result(config, pool.descriptions, outcome, evaluations, seconds)
+        results.write(folder, found, outcome, log, configuration)
     _say(found, folder)
+
+
+def _warn(given: RunConfig, config: RunConfig) -> None:
+    heard = [teacher.name for teacher in config.teachers]
+    for teacher in given.teachers:
+        if teacher.name not in heard:
+            what = "knows none of the labels that are wanted, and is left out"
+            print(f"warning: the teacher {teacher.name} {what}", file=sys.stderr)
 
 
 def _dry_plan(arguments: argparse.Namespace, config: RunConfig) -> PlacementPlan:

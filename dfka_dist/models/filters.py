@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +17,17 @@ class TeacherFilter(nn.Module):
 
     `gate = 2 sigmoid(W2 relu(W1 pool(F)))` with W2 zero at first, so that a new filter passes
     everything unchanged and a frozen BatchNorm behind it sees features of the usual scale. Between
-    networks whose features differ, a 1x1 convolution and interpolation come first.
+    networks whose features differ, a 1x1 convolution and interpolation come first; `adapt` has the
+    convolution even between equal shapes.
     """
 
-    def __init__(self, *, source: Shape, wanted: Shape) -> None:
+    def __init__(self, *, source: Shape, wanted: Shape, adapt: bool = False) -> None:
         super().__init__()
         channels = wanted[0]
         hidden = max(16, channels // 4)
         self.size = wanted[1:]
-        self.adapter = nn.Conv2d(source[0], channels, kernel_size=1) if source != wanted else None
+        needed = adapt or source != wanted
+        self.adapter = nn.Conv2d(source[0], channels, kernel_size=1) if needed else None
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
         nn.init.zeros_(self.excite.weight)
@@ -32,11 +37,12 @@ class TeacherFilter(nn.Module):
         """Features in the wanted shape (N, *wanted), not yet gated."""
         if self.adapter is None:
             return features
-        # On a CPU this interpolation does not exist in bf16.
-        resized = nn.functional.interpolate(
-            features.float(), size=self.size, mode="bilinear", antialias=True
-        )
-        adapted: Tensor = self.adapter(resized)
+        if features.shape[2:] != self.size:
+            # On a CPU this interpolation does not exist in bf16.
+            features = nn.functional.interpolate(
+                features.float(), size=self.size, mode="bilinear", antialias=True
+            )
+        adapted: Tensor = self.adapter(features)
         return adapted
 
     def gate(self, adapted: Tensor) -> Tensor:
@@ -48,3 +54,42 @@ class TeacherFilter(nn.Module):
         """Filtered features f_m(F), (N, *wanted)."""
         adapted = self.adapt(features)
         return adapted * self.gate(adapted)[:, :, None, None]
+
+
+class Filtered(NamedTuple):
+    """A feature as the teachers will see it: it travels once, with a gate for each teacher."""
+
+    feature: Tensor
+    """(N, C, H, W) as it was made."""
+    adapted: dict[str, Tensor]
+    """A teacher's own form of it, for teachers with an adapter only."""
+    gates: dict[str, Tensor]
+    """Per teacher the gate (N, C) of f_m (eq. 9)."""
+
+    def form(self, teacher: str) -> Tensor:
+        """What a teacher's gate is multiplied onto."""
+        return self.adapted.get(teacher, self.feature)
+
+
+class FilterBank(nn.ModuleDict):
+    """The filters of several teachers behind one feature."""
+
+    @classmethod
+    def between(
+        cls, source: Shape, wanted: Mapping[str, Shape], *, adapt: bool = False
+    ) -> FilterBank:
+        """New filters from one shape to each teacher's."""
+        return cls(
+            {n: TeacherFilter(source=source, wanted=own, adapt=adapt) for n, own in wanted.items()}
+        )
+
+    def forward(self, feature: Tensor) -> Filtered:
+        """Adapt where needed, and gate, for every teacher."""
+        adapted, gates = {}, {}
+        for name, own in self.items():
+            assert isinstance(own, TeacherFilter)
+            form = own.adapt(feature)
+            gates[name] = own.gate(form).float()
+            if own.adapter is not None:
+                adapted[name] = form.float()
+        return Filtered(feature, adapted, gates)

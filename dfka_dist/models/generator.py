@@ -9,21 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.models.filters import Shape, TeacherFilter
+from dfka_dist.models.filters import FilterBank, Filtered, Shape
 
 
 class Stack(NamedTuple):
-    """What the generator makes of one latent batch; features and filters run from group 1 to
-    group B-1."""
+    """What the generator makes of one latent batch; features run from group 1 to group B-1."""
 
     images: Tensor
     """(N, C, H, W) in [0, 1]: I_g, the output of group B."""
-    features: list[Tensor]
-    """F_g^j, (N, *shape of teacher depth B-j)."""
-    adapted: list[dict[str, Tensor]]
-    """Per group: a teacher's own form of the feature, for teachers of another shape only."""
-    gates: list[dict[str, Tensor]]
-    """Per group and teacher: the gate (N, C) of f_m^j (eq. 9)."""
+    features: list[Filtered]
+    """F_g^j, (N, *shape of reference depth B-j), with the filters of eq. 9."""
 
 
 class GroupStackGenerator(nn.Module):
@@ -32,7 +27,7 @@ class GroupStackGenerator(nn.Module):
     Args:
         latent: Z.
         shapes: of depths 0..B-1 of the reference teacher; depth 0 is the image.
-        teachers: per teacher the shapes of its depths 0..B-1, for the filters; empty for none.
+        teachers: per teacher its own shapes at those depths, for the filters; empty for none.
         labels: C, how many labels can be asked for.
         width: channels inside a group as a multiple of those it is given.
     """
@@ -50,6 +45,7 @@ class GroupStackGenerator(nn.Module):
         label_scale: float = 2.0,
     ) -> None:
         super().__init__()
+        self.shapes = list(shapes)
         outputs = list(reversed(shapes))  # group 1 .. group B
         first, wide = outputs[0], max(shape[0] for shape in shapes)
         self.seed_shape = (wide, -(-first[1] // 2), -(-first[2] // 2))
@@ -63,14 +59,10 @@ class GroupStackGenerator(nn.Module):
             _Group(source=i, wanted=o, width=width, last=o is outputs[-1])
             for i, o in zip(inputs, outputs, strict=True)
         )
-        self.filters = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    TeacherFilter(source=ours, wanted=theirs)
-                    for ours, theirs in zip(outputs[:-1], list(reversed(own))[:-1], strict=True)
-                )
-                for name, own in teachers.items()
-            }
+        places = list(reversed(range(1, len(shapes))))  # depths of groups 1 .. B-1
+        self.filters = nn.ModuleList(
+            FilterBank.between(shapes[depth], {name: own[depth] for name, own in teachers.items()})
+            for depth in places
         )
 
     def forward(self, noise: Tensor, targets: Tensor) -> Stack:
@@ -87,21 +79,9 @@ class GroupStackGenerator(nn.Module):
         for group in self.groups:
             value = group(value)
             features.append(value)
-        adapted, gates = self._filter(features[:-1])
-        return Stack(features[-1], features[:-1], adapted, gates)
-
-    def _filter(
-        self, features: list[Tensor]
-    ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-        adapted: list[dict[str, Tensor]] = [{} for _ in features]
-        gates: list[dict[str, Tensor]] = [{} for _ in features]
-        for name, filters in self.filters.items():
-            for index, (own, feature) in enumerate(zip(filters, features, strict=True)):  # type: ignore[call-overload]
-                theirs = own.adapt(feature)
-                gates[index][name] = own.gate(theirs)
-                if own.adapter is not None:
-                    adapted[index][name] = theirs
-        return adapted, gates
+        *inner, images = features
+        banks = zip(self.filters, inner, strict=True)
+        return Stack(images, [bank(feature) for bank, feature in banks])
 
 
 class _Group(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,8 +27,13 @@ class BranchPoint(Node):
 
     teacher: TeacherSpec
     depth: Count
+    """Of the trunk; its last is B, behind the last block."""
+    entry: Count
+    """Depth at which the teacher's own blocks go on."""
     shape: Shape
-    """(C, H, W) of the teacher's feature at that depth."""
+    """(C, H, W) of the teacher's feature there."""
+    adapt: bool = False
+    """Whether the filter has its 1x1 convolution even between equal shapes."""
     labels: list[str]
 
 
@@ -64,35 +69,22 @@ class DualGenerator(nn.Module):
         super().__init__()
         self.preprocessing = Preprocessing(design.input)
         deepest = max(branch.depth for branch in design.branches)
-        blocks = _trunk(design)
+        blocks = trunk(design.backbone, design.arguments, design.input)
         if deepest > len(blocks):
             raise InputError(
-                "target.branch_depth",
+                "target.branch",
                 f"is {deepest}",
                 f"1 to {len(blocks)}, the blocks of the backbone",
             )
         self.blocks = blocks[:deepest]
-        shapes = self.shapes(design.input)
+        shapes = trunk_shapes(self.blocks, design.input)
         self.depths = {branch.teacher.name: branch.depth for branch in design.branches}
         self.filters = nn.ModuleDict(
             {
-                b.teacher.name: TeacherFilter(source=shapes[b.depth], wanted=b.shape)
+                b.teacher.name: TeacherFilter(source=shapes[b.depth], wanted=b.shape, adapt=b.adapt)
                 for b in design.branches
             }
         )
-
-    def shapes(self, spec: InputSpec) -> list[Shape]:
-        """(C, H, W) at depths 0..p."""
-        value = torch.zeros(1, spec.channels, spec.size, spec.size)
-        shapes = [_shape(value)]
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
-            for block in self.blocks:
-                value = block(value)
-                shapes.append(_shape(value))
-        self.train(was_training)
-        return shapes
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Filtered features of images (N, C, H, W) in [0, 1]."""
@@ -208,17 +200,36 @@ def _shape(features: Tensor) -> Shape:
     return channels, height, width
 
 
-def _trunk(design: Architecture) -> nn.ModuleList:
-    if design.backbone not in TRUNKS:
+def trunk(backbone: str, arguments: Mapping[str, Any], spec: InputSpec) -> nn.ModuleList:
+    """The blocks T^1..T^B of a backbone, with random weights.
+
+    Raises:
+        InputError: there is none of that name, or it does not take the arguments.
+    """
+    if backbone not in TRUNKS:
         raise InputError(
-            "target.backbone", f"no backbone {design.backbone!r}", f"one of {', '.join(TRUNKS)}"
+            "target.backbone", f"no backbone {backbone!r}", f"one of {', '.join(TRUNKS)}"
         )
     try:
-        return TRUNKS[design.backbone](channels=design.input.channels, **design.arguments)
+        return TRUNKS[backbone](channels=spec.channels, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            "target.arguments", str(error), f"what the backbone {design.backbone} takes"
+            "target.arguments", str(error), f"what the backbone {backbone} takes"
         ) from error
+
+
+@torch.no_grad()
+def trunk_shapes(blocks: nn.ModuleList, spec: InputSpec) -> list[Shape]:
+    """(C, H, W) at depths 0..B of a trunk; nothing in it moves."""
+    value = torch.zeros(1, spec.channels, spec.size, spec.size)
+    shapes = [_shape(value)]
+    was_training = blocks.training
+    blocks.eval()
+    for block in blocks:
+        value = block(value)
+        shapes.append(_shape(value))
+    blocks.train(was_training)
+    return shapes
 
 
 def _tail(branch: BranchPoint, index: int) -> nn.Module:
@@ -227,7 +238,7 @@ def _tail(branch: BranchPoint, index: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         network = sources.build(spec, key).eval()
         example = torch.rand(2, spec.input.channels, spec.input.size, spec.input.size)
-    return cut(network, spec.blocks, example, key).tail(branch.depth)
+    return cut(network, spec.blocks, example, key).tail(branch.entry)
 
 
 def _read_design(path: Path) -> Architecture:

@@ -42,12 +42,21 @@ class TeacherDescription:
     running_var: Tensor
     """(sum of the layers' channels,) fp32."""
     parameters: int
+    tail_parameters: tuple[int, ...]
+    """Behind depths 0..B, the head's among them."""
     sha256: str
 
     @property
     def depth(self) -> int:
         """B, the number of blocks."""
         return len(self.shapes) - 1
+
+    def matching(self, depth: int, of: int) -> int:
+        """The depth of this teacher that lies as deep as `depth` in a network of `of` blocks.
+
+        0 is the image and `of` lies behind the last block, whatever the number of blocks.
+        """
+        return max(1, (2 * depth * self.depth + of) // (2 * of)) if depth else 0
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,10 @@ class Teacher:
             layers=tuple(layer for layer, _ in self._parts),
             running_var=torch.cat(variances).float().clone() if variances else torch.zeros(0),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
+            tail_parameters=tuple(
+                sum(parameter.numel() for parameter in self.chain.tail(depth).parameters())
+                for depth in range(len(shapes))
+            ),
             sha256=self.sha256,
         )
 

@@ -1,5 +1,4 @@
-"""One step of the dual generator, or of the target in its place: distil what the teachers said
-(eq. 13, 14)."""
+"""One step of the dual generator, or of the target in its place: distil what the teachers said."""
 
 from __future__ import annotations
 
@@ -9,28 +8,80 @@ import torch
 from torch import Tensor
 
 from dfka_dist import losses
-from dfka_dist.config import LossWeights, Task
+from dfka_dist.config import LossWeights
 from dfka_dist.losses import LossReport
+from dfka_dist.models.dual import DualBlock
+from dfka_dist.models.filters import Filtered
 from dfka_dist.models.target import TargetNet
-from dfka_dist.training.engines import Engine
+from dfka_dist.teachers.interface import TeacherOutput, Wanted
+from dfka_dist.training.engines import Engine, listened_to
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.objective import refuse_non_finite
+from dfka_dist.training.panel import Asked, Cotangents, Panel, answered, taken
+from dfka_dist.training.synthesis import cotangents, leaf
+
+
+class Lesson:
+    """What the teachers said of a batch, and the loss of whoever says something else."""
+
+    def __init__(self, batch: Labelled, panel: Panel, weights: LossWeights) -> None:
+        self._weights = weights
+        self._voices = {n: v for n, v in panel.voices.items() if weights.lambda_of(n)}
+        self._rows = {name: panel.rows(name, batch.homes) for name in self._voices}
+        self._truth = {
+            name: taken(batch.logits[name], self._rows[name])[:, list(voice.kept)]
+            for name, voice in self._voices.items()
+        }
+
+    def report(self, *streams: Mapping[str, Tensor]) -> LossReport:
+        """Eq. 14 of every stream, eq. 16 of them together.
+
+        Args:
+            streams: per teacher the logits (n, kept labels) for the images that concern it; of the
+                images, and perhaps of the link.
+        """
+        return losses.weigh(
+            self._weights,
+            {
+                "distill": lambda: self._joined([self._block(self.parts(s)) for s in streams]),
+                "logits": lambda: self._joined([self._block(self._distances(s)) for s in streams]),
+            },
+        )
+
+    def parts(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Eq. 13, per teacher."""
+        return {
+            name: losses.distill(said[name], self._truth[name], voice.task)
+            for name, voice in self._voices.items()
+        }
+
+    def concerned(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of logits (N, kept labels) those for images that concern the teacher."""
+        return {name: taken(said[name], self._rows[name]) for name in self._voices}
+
+    def _distances(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: losses.logits(said[n], self._truth[n]) for n in self._voices}
+
+    def _block(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return losses.block(parts, self._weights)
+
+    def _joined(self, streams: list[Tensor]) -> Tensor:
+        own, *link = streams
+        return losses.both_streams(own, link[0], self._weights.link) if link else own
 
 
 class Dual:
-    """The student's side of the game.
+    """The student's side of the game where the tails are the target's own.
 
     Args:
         engine: drives `target.trunk`, the dual generator, or `target` itself when it is fine-tuned.
     """
 
     def __init__(
-        self, *, engine: Engine, target: TargetNet, tasks: Mapping[str, Task], weights: LossWeights
+        self, *, engine: Engine, target: TargetNet, panel: Panel, weights: LossWeights
     ) -> None:
-        self.engine = engine
-        self.target = target
-        self._tasks = tasks
-        self._weights = weights
+        self.engine, self.target = engine, target
+        self._panel, self._weights = panel, weights
 
     def learn(self, batch: Labelled, rate: float) -> LossReport:
         """Step towards the teachers' answers to a batch.
@@ -41,7 +92,9 @@ class Dual:
         self.engine.network.train()
         outputs: dict[str, Tensor] = self.engine(batch.images)
         leaves = {name: value.detach().requires_grad_() for name, value in outputs.items()}
-        report = self._report(leaves if self._whole else self.target.judge(leaves), batch)
+        said = leaves if self.engine.network is self.target else self.target.judge(leaves)
+        lesson = Lesson(batch, self._panel, self._weights)
+        report = lesson.report(lesson.concerned(said))
         refuse_non_finite(report)
         report.total.backward()  # type: ignore[no-untyped-call]
         gradients = [
@@ -51,15 +104,85 @@ class Dual:
         self.engine.step(list(outputs.values()), gradients, rate)
         return report
 
-    @property
-    def _whole(self) -> bool:
-        return self.engine.network is self.target
 
-    def _report(self, said: Mapping[str, Tensor], batch: Labelled) -> LossReport:
-        def distill() -> Tensor:
-            kept = self.target.kept
-            return torch.stack(
-                [losses.distill(said[n], batch.logits[n][:, kept[n]], self._tasks[n]) for n in said]
-            ).sum()
+class BlockDual:
+    """The student's side of the game, one block at a time, where the tails are served (eq. 12).
 
-        return losses.weigh(self._weights, {"distill": distill})
+    Args:
+        engine: drives a `DualBlock`.
+        entries: the depth at which each teacher goes on behind the block.
+    """
+
+    def __init__(
+        self, *, engine: Engine, panel: Panel, entries: Mapping[str, int], weights: LossWeights
+    ) -> None:
+        assert isinstance(engine.network, DualBlock)
+        self.engine, self._block = engine, engine.network
+        self.entries, self._panel, self._weights = entries, panel, weights
+
+    def learn(self, batch: Labelled, link: Tensor | None, rate: float) -> LossReport:
+        """Step the block towards the teachers' answers to a batch, by both streams (eq. 16).
+
+        Args:
+            link: (N, C, H, W), the generator's feature F_2 in front of this block, if it counts;
+                the images themselves for the first block, whose streams are the same.
+
+        Raises:
+            NonFiniteLoss: on every rank, before anything moved.
+        """
+        self._block.train()
+        same = link is batch.images
+        own, linked = self.engine(batch.images, None if same else link)
+        streams = [own] if linked is None else [own, linked]
+        asked = [self._ask(stream, batch) for stream in streams]
+        leaves = [
+            [{n: leaf(a) for n, a in each.answer.result().items()} for each in questions]
+            for questions in asked
+        ]
+        said = [_kept(answers, self._panel) for answers in leaves]
+        lesson = Lesson(batch, self._panel, self._weights)
+        report = lesson.report(*said, *(said if same else []))
+        refuse_non_finite(report)
+        report.total.backward()  # type: ignore[no-untyped-call]
+        collected = Cotangents()
+        back = [
+            (stream, each, self._panel.teachers.pullback(each.question, _all_cotangents(own)))
+            for stream, questions, answers in zip(streams, asked, leaves, strict=True)
+            for each, own in zip(questions, answers, strict=True)
+        ]
+        for stream, each, pending in back:
+            collected.add_feature(stream, each, pending.result())
+        self.engine.step(*collected.pairs(), rate)
+        return report
+
+    def _ask(self, stream: Filtered, batch: Labelled) -> list[Asked]:
+        wanted = Wanted(gradient=True)
+        return self._panel.about_features(stream, batch.homes, self.entries, wanted)
+
+
+def block_losses(
+    block: DualBlock,
+    batch: Labelled,
+    panel: Panel,
+    entries: Mapping[str, int],
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """L_d^{b,m} of stream 1 per teacher (eq. 13), on the running statistics; nothing moves."""
+    with listened_to(block), torch.no_grad():
+        own, _ = block(batch.images)
+    asked = panel.about_features(own, batch.homes, entries, Wanted())
+    said = _kept([each.answer.result() for each in asked], panel)
+    return Lesson(batch, panel, weights).parts(said)
+
+
+def _kept(answers: list[dict[str, TeacherOutput]], panel: Panel) -> dict[str, Tensor]:
+    """Per teacher its logits (n, kept labels)."""
+    return {
+        name: answered(answer)[:, list(panel.voices[name].kept)]
+        for own in answers
+        for name, answer in own.items()
+    }
+
+
+def _all_cotangents(leaves: Mapping[str, TeacherOutput]) -> dict[str, TeacherOutput]:
+    return {name: cotangents(each) for name, each in leaves.items()}

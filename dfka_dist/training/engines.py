@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -17,6 +16,7 @@ if not torch.cuda.is_available():
 import deepspeed
 
 from dfka_dist.config import Precision
+from dfka_dist.models.dual import untracked
 
 Optimizer = Literal["adam", "sgd"]
 
@@ -62,7 +62,7 @@ class Engine:
             dist_init_required=not torch.distributed.is_initialized(),
         )
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor | None) -> Any:
         """The network's outputs, to be followed by `step`."""
         return self._engine(*inputs)
 
@@ -109,21 +109,12 @@ def listened_to(network: nn.Module) -> Iterator[None]:
 def only_synthesizing(network: nn.Module) -> Iterator[None]:
     """A generator out of turn: BatchNorm normalises by the batch and leaves its buffers alone; no
     gradients."""
-    layers = [
-        part
-        for part in network.modules()
-        if isinstance(part, _BatchNorm) and part.track_running_stats
-    ]
     was_training = network.training
     network.train()
-    for layer in layers:
-        layer.track_running_stats = False
     try:
-        with torch.no_grad():
+        with untracked(network), torch.no_grad():
             yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
         network.train(was_training)
 
 

@@ -17,7 +17,9 @@ class Labelled:
     images: Tensor
     """(N, C, H, W) in [0, 1]"""
     logits: dict[str, Tensor]
-    """Per teacher (N, K)."""
+    """Per teacher (N, K); zero for images that do not concern it."""
+    homes: Tensor
+    """(N,) index of the only teacher whom an image concerns, or -1: it concerns all."""
 
     @staticmethod
     def joined(*parts: Labelled) -> Labelled:
@@ -26,12 +28,7 @@ class Labelled:
         return Labelled(
             torch.cat([part.images for part in parts]),
             {name: torch.cat([part.logits[name] for part in parts]) for name in names},
-        )
-
-    def rows(self, index: Tensor) -> Labelled:
-        """Some of the images."""
-        return Labelled(
-            self.images[index], {name: value[index] for name, value in self.logits.items()}
+            torch.cat([part.homes for part in parts]),
         )
 
 
@@ -54,6 +51,7 @@ class SampleMemory:
         self._streams = streams
         self._images: Tensor | None = None
         self._logits: dict[str, Tensor] = {}
+        self._homes = torch.empty(0)
         self._added = 0
 
     def __len__(self) -> int:
@@ -95,6 +93,7 @@ class SampleMemory:
         return Labelled(
             self._images[slots, columns].float(),
             {name: kept[slots, columns] for name, kept in self._logits.items()},
+            self._homes[columns],
         )
 
     def _allocate(self, batch: Labelled) -> None:
@@ -102,7 +101,7 @@ class SampleMemory:
             v.numel() * v.element_size() for v in batch.logits.values()
         )
         slots = max(1, self._capacity // size)
-        device = batch.images.device
+        device, self._homes = batch.images.device, batch.homes  # a home belongs to its column
         # Pages are not there before they are written.
         self._images = torch.empty(slots, *batch.images.shape, dtype=torch.float16, device=device)
         self._logits = {n: v.new_empty(slots, *v.shape) for n, v in batch.logits.items()}

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dfka_dist import losses
-from dfka_dist.config import LossWeights, Task
+from dfka_dist.config import LossWeights
 from dfka_dist.errors import NonFiniteLoss
 from dfka_dist.losses import LossReport
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import TeacherDescription, TeacherOutput
 from dfka_dist.training.collectives import global_mean, global_sum, rank_and_size
 from dfka_dist.training.engines import listened_to
+from dfka_dist.training.panel import Voice, answered, taken
 
 Answers = Mapping[str, TeacherOutput]
-"""By teacher."""
+"""By teacher, each about the images that concern it."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Heard:
     """(N, C, H, W) in [0, 1]"""
     noise: Tensor
     """(N, Z) that they were made of."""
-    targets: Mapping[str, Tensor] | None
-    """Per teacher, the sampled label sets (N, K); None for the teachers' own decisions (eq. 5)."""
+    rows: Mapping[str, Tensor | None]
+    """Per teacher which of the images concern it; None for all."""
+    targets: Mapping[str, Tensor | None]
+    """Per teacher, the sampled label sets (n, K) of its images; None for its own decisions
+    (eq. 5)."""
     answers: Answers
     """What was said of the images."""
     groups: Sequence[Answers]
@@ -38,31 +42,42 @@ class Heard:
 
 
 def generator_objective(
-    heard: Heard,
-    teachers: Mapping[str, TeacherDescription],
-    student: TargetNet | None,
-    weights: LossWeights,
+    heard: Heard, voices: Mapping[str, Voice], student: TargetNet | None, weights: LossWeights
 ) -> LossReport:
-    """The weighted sum of all terms; each is a mean over teachers (and groups).
+    """The weighted sum of all terms (eq. 8, 11 and what came later).
+
+    A term about labels is the mean over those that are wanted of all teachers (eq. 10); where every
+    image has its home, and for all other terms, it is the mean over teachers.
 
     Args:
         student: listened to for the disagreement; may be missing if that weighs nothing.
     """
-    task: dict[str, Task] = {name: teachers[name].spec.task for name in heard.answers}
-    said = {name: answered(answer) for name, answer in heard.answers.items()}
-    goal = heard.targets or {n: losses.decisions(logits, task[n]) for n, logits in said.items()}
+    said = {name: voices[name].heard(answered(a)) for name, a in heard.answers.items()}
+    goal = {name: _goal(heard.targets[name], voices[name], said[name]) for name in said}
+    together = all(rows is None for rows in heard.rows.values())
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(values)).mean() if values else heard.images.new_zeros(())
 
-    def batch_mean(name: str) -> Tensor:
-        return global_mean(losses.probabilities(said[name], task[name]).mean(0))
+    def over_labels(term: Callable[[str], Tensor]) -> Tensor:
+        counts = [len(voices[name].kept) if together else 1 for name in said]
+        return losses.concatenated([term(name) for name in said], counts)
+
+    def group(name: str) -> Tensor:
+        answers = [voices[name].heard(answered(own[name])) for own in heard.groups if name in own]
+        return mean([losses.group(a, said[name], voices[name].task) for a in answers])
+
+    def entropy(name: str) -> Tensor:
+        task = voices[name].task
+        return losses.entropy(global_mean(losses.probabilities(said[name], task).mean(0)), task)
 
     return losses.weigh(
         weights,
         {
             # the teachers shall be sure of their labels
-            "one_hot": lambda: mean([losses.one_hot(said[n], goal[n], task[n]) for n in said]),
+            "one_hot": lambda: over_labels(
+                lambda n: losses.one_hot(said[n], goal[n], voices[n].task)
+            ),
             # the last features shall be strong
             "activation": lambda: mean(
                 [
@@ -72,23 +87,21 @@ def generator_objective(
                 ]
             ),
             # every label shall occur
-            "entropy": lambda: mean([losses.entropy(batch_mean(n), task[n]) for n in said]),
+            "entropy": lambda: over_labels(entropy),
             # few labels an image
-            "discrete": lambda: mean([losses.discrete(said[n], task[n]) for n in said]),
+            "discrete": lambda: over_labels(lambda n: losses.discrete(said[n], voices[n].task)),
             # features of every group shall lead where their image leads
-            "group": lambda: mean(
-                [
-                    losses.group(answered(answer), said[n], task[n])
-                    for answers in heard.groups
-                    for n, answer in answers.items()
-                ]
-            ),
+            "group": lambda: over_labels(group),
             # inside the teachers it shall look as it did in their training
             "batch_norm": lambda: mean(
-                [statistics(a, teachers[n]) for n, a in heard.answers.items() if teachers[n].layers]
+                [
+                    statistics(answer, voices[name].description)
+                    for name, answer in heard.answers.items()
+                    if voices[name].description.layers
+                ]
             ),
             # the student shall have something to learn
-            "adversarial": lambda: mean(_disagreements(heard.images, said, student)),
+            "adversarial": lambda: mean(_disagreements(heard, voices, student)),
             # unlike noise shall give unlike images
             "diversity": lambda: losses.diversity(heard.images, heard.noise),
             # neighbouring pixels shall be alike, and the picture not too bright
@@ -126,16 +139,17 @@ def refuse_non_finite(report: LossReport) -> None:
         raise NonFiniteLoss(f"the loss is not finite: {', '.join(names[:-1] or names)}")
 
 
-def answered(answer: TeacherOutput) -> Tensor:
-    """The logits (N, K) of an answer, which it has."""
-    assert answer.logits is not None
-    return answer.logits
+def _goal(targets: Tensor | None, voice: Voice, said: Tensor) -> Tensor:
+    return losses.decisions(said, voice.task) if targets is None else voice.heard(targets)
 
 
 def _disagreements(
-    images: Tensor, said: Mapping[str, Tensor], student: TargetNet | None
+    heard: Heard, voices: Mapping[str, Voice], student: TargetNet | None
 ) -> list[Tensor]:
     assert student is not None
     with listened_to(student):
-        own = student(images)
-    return [losses.adversarial(own[n], said[n][:, student.kept[n]]) for n in own]
+        own = student(heard.images)
+    return [
+        losses.adversarial(taken(own[n], heard.rows[n]), answered(a)[:, list(voices[n].kept)])
+        for n, a in heard.answers.items()
+    ]

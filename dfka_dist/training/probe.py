@@ -2,61 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dfka_dist.config import TeacherSpec
 from dfka_dist.evaluation import agreement_and_coverage, merge
 from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
-from dfka_dist.teachers.interface import Question, TeacherOutput, Teachers
+from dfka_dist.teachers.interface import Wanted
+from dfka_dist.training.panel import Panel, answered, spread
 
 MOMENTS = 4
 """Generators, at equally spaced moments of a run, that give equal parts."""
-PART = 64
+PART = 256
+STRIDE = 256
 
 
 class ProbeSet:
-    """Images of several generators, a mixed and a shifted copy among them; never trained on."""
+    """Images of several generators, mixed and shifted copies among them; never trained on."""
 
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._heard: tuple[Tensor, Tensor] | None = None
 
-    def add(self, images: Tensor) -> None:
-        """Take one generator's part, (PART, C, H, W) in [0, 1]."""
-        self._parts.append(images)
+    def add(self, images: Tensor, homes: Tensor) -> None:
+        """Take one generator's part, (n, C, H, W) in [0, 1], with the homes (n,)."""
+        self._parts.append((images, homes))
+        self._heard = None
 
-    def images(self) -> Tensor:
-        """(N, C, H, W): all parts, neighbours across them mixed half and half, and all moved a
-        little."""
-        plain = torch.cat(self._parts)
-        mixed = (plain + plain.roll(len(plain) // 2 + 1, dims=0)) / 2
+    def images(self) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) and homes (N,): all parts, those of one home mixed half and half, and all
+        moved a little."""
+        plain, homes = (torch.cat(tensors) for tensors in zip(*self._parts, strict=True))
+        mixed = plain.clone()
+        for home in set(homes.tolist()):
+            own = (homes == home).nonzero()[:, 0]
+            mixed[own] = (plain[own] + plain[own.roll(len(own) // 2 + 1)]) / 2
         largest = max(1, plain.shape[-1] // 16)
         moved = plain.roll((largest, -largest), dims=(2, 3))
-        return torch.cat([plain, mixed, moved])
+        return torch.cat([plain, mixed, moved]), homes.repeat(3)
 
-    def judge(self, target: TargetNet, teachers: Teachers) -> dict[str, Any]:
-        """`data_free` of the result: agreement with the teachers, coverage of the labels."""
-        images = self.images()
-        parts = torch.split(images, PART)
-        specs = {name: description.spec for name, description in teachers.descriptions.items()}
-        asked = [teachers.forward(Question(part, tuple(specs))) for part in parts]
-        own = torch.cat([target.predict(part) for part in parts])
-        heard = [_probabilities(pending.result(), specs) for pending in asked]
-        said = {name: torch.cat([answers[name] for answers in heard]) for name in specs}
-        theirs = merge(said, {name: spec.labels for name, spec in specs.items()}, target.labels)
+    def judge(self, target: TargetNet) -> dict[str, Any]:
+        """`data_free` of a target in eval mode: agreement with the teachers, coverage of the
+        labels."""
+        images, homes = self.images()
+        if self._heard is None:
+            self._heard = self._ask(images, homes, target.labels), self._known(homes, target.labels)
+        theirs, known = self._heard
+        own = torch.cat([target.predict(part) for part in torch.split(images, STRIDE)]).cpu()
         small = torch.nn.functional.adaptive_avg_pool2d(images, min(8, images.shape[-1])).flatten(1)
-        return agreement_and_coverage(theirs.cpu(), own.cpu(), small.cpu(), target.labels)
+        return agreement_and_coverage(theirs * known, own * known, small.cpu(), target.labels)
 
+    def _ask(self, images: Tensor, homes: Tensor, labels: list[str]) -> Tensor:
+        """The teachers' probabilities (N, C), on the CPU."""
+        parts = zip(torch.split(images, STRIDE), torch.split(homes, STRIDE), strict=True)
+        asked = [self._panel.about_images(*part, Wanted()) for part in parts]
+        said: dict[str, list[Tensor]] = {name: [] for name in self._panel.voices}
+        for questions, part in zip(asked, torch.split(images, STRIDE), strict=True):
+            for each in questions:
+                for name, answer in each.answer.result().items():
+                    own = probabilities(answered(answer), self._panel.voices[name].task)
+                    said[name].append(spread(own, each.rows, len(part)))
+        specs = {name: voice.description.spec for name, voice in self._panel.voices.items()}
+        own_labels = {name: spec.labels for name, spec in specs.items()}
+        return merge({n: torch.cat(rows) for n, rows in said.items()}, own_labels, labels).cpu()
 
-def _probabilities(
-    answers: Mapping[str, TeacherOutput], specs: Mapping[str, TeacherSpec]
-) -> dict[str, Tensor]:
-    return {
-        name: probabilities(answer.logits, specs[name].task)
-        for name, answer in answers.items()
-        if answer.logits is not None
-    }
+    def _known(self, homes: Tensor, labels: list[str]) -> Tensor:
+        """(N, C), one where the label is one that the image's home knows."""
+        known = torch.ones(len(homes), len(labels))
+        for index, voice in enumerate(self._panel.voices.values()):
+            own = set(voice.description.spec.labels)
+            known[homes == index] = torch.tensor([float(label in own) for label in labels])
+        return known

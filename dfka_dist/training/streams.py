@@ -4,6 +4,7 @@ of workers."""
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,19 +40,42 @@ class Streams:
         radius = (-2 * uniform[:, :width].log()).sqrt()
         return (radius * (2 * torch.pi * uniform[:, width:]).cos()).float()
 
-    def label_sets(self, stream: str, step: int, rows: range, labels: int, most: int) -> Tensor:
+    def label_sets(
+        self,
+        stream: str,
+        step: int,
+        rows: range,
+        labels: int,
+        most: int,
+        pools: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
         """(len(rows), labels) of zeros and ones: 1 to `most` labels an image, all sizes equally
         often.
 
-        Images 2k and 2k + 1 have the same set; its first label is k modulo `labels`, so that every
-        batch is balanced.
+        Images 2k and 2k + 1 have the same set; its labels are of pool k modulo the number of pools,
+        and its first label is that pool's next, so that every batch is balanced.
+
+        Args:
+            pools: labels that may be together; without it one pool of all.
         """
+        pools = pools or [range(labels)]
         pairs = range(rows.start // 2, -(-rows.stop // 2))
         uniform = self.uniform(stream, step, pairs, labels + 1)
         # The labels' order is random but for its first place; the size says how many of it are
         # taken.
         order = uniform[:, :labels]
-        order[torch.arange(len(pairs)), torch.tensor([pair % labels for pair in pairs])] = -1.0
-        sizes = 1 + (uniform[:, labels:] * most).long()
+        limits = torch.empty(len(pairs), 1)
+        for row, pair in enumerate(pairs):
+            pool = pools[pair % len(pools)]
+            order[row] += torch.ones(labels).index_fill(0, torch.tensor(pool), 0.0)
+            order[row, first_label(pair, pools)] = -1.0
+            limits[row] = min(most, len(pool))
+        sizes = 1 + (uniform[:, labels:] * limits).long()
         sets = (order.argsort(dim=1).argsort(dim=1) < sizes).float()
         return sets.repeat_interleave(2, dim=0)[rows.start % 2 :][: len(rows)]
+
+
+def first_label(pair: int, pools: Sequence[Sequence[int]]) -> int:
+    """The label that images 2 * pair and 2 * pair + 1 are surely asked for."""
+    pool = pools[pair % len(pools)]
+    return pool[pair // len(pools) % len(pool)]

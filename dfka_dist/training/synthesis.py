@@ -5,35 +5,30 @@ Three calls, so that others can work while the teachers do: `ask`, `criticise`, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dfka_dist.config import LossWeights, Precision
+from dfka_dist.config import LossWeights
 from dfka_dist.losses import LossReport
+from dfka_dist.models.filters import Filtered
 from dfka_dist.models.generator import Stack
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import (
     BatchNormSums,
     InputGradient,
     Pending,
-    Question,
     TeacherOutput,
-    Teachers,
     Wanted,
 )
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
-from dfka_dist.training.objective import Heard, answered, generator_objective, refuse_non_finite
+from dfka_dist.training.objective import Heard, generator_objective, refuse_non_finite
+from dfka_dist.training.panel import Asked, Cotangents, Panel, answered, spread, taken
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A question that is out."""
-
-    question: Question
-    answer: Pending[dict[str, TeacherOutput]]
+Answers = dict[str, TeacherOutput]
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,11 @@ class SynthesizedBatch:
     stack: Stack
     noise: Tensor
     """(N, Z)"""
-    targets: dict[str, Tensor] | None
-    """Per teacher, the sampled label sets (N, K); None for the teachers' own decisions (eq. 5)."""
-    image: Asked
-    groups: list[Asked]
-    """Per group one for all teachers of the generator's own shape, and one for each other."""
+    targets: Mapping[str, Tensor | None]
+    """Per teacher, the label sets (N, K) that were sampled; None for its own decisions (eq. 5)."""
+    image: list[Asked]
+    groups: list[list[Asked]]
+    """Per group 1..B-1."""
 
 
 @dataclass(frozen=True)
@@ -58,31 +53,25 @@ class Criticism:
     labelled: Labelled
     image_gradient: Tensor | None
     """(N, C, H, W) from terms that look at the images here."""
-    of_image: Pending[dict[str, InputGradient]]
-    of_groups: list[Pending[dict[str, InputGradient]]]
+    of_image: list[Pending[dict[str, InputGradient]]]
+    of_groups: list[list[Pending[dict[str, InputGradient]]]]
 
 
 class Synthesis:
     """The generator's side of the game."""
 
-    def __init__(
-        self, *, engine: Engine, teachers: Teachers, weights: LossWeights, precision: Precision
-    ) -> None:
-        self.engine = engine
-        self._teachers = teachers
-        self._weights = weights
-        self._precision = precision
-        self._names = tuple(teachers.descriptions)
+    def __init__(self, *, engine: Engine, panel: Panel, weights: LossWeights) -> None:
+        self.engine, self.panel, self._weights = engine, panel, weights
 
     def ask(
-        self, noise: Tensor, asked_for: Tensor, targets: dict[str, Tensor] | None
+        self, noise: Tensor, asked_for: Tensor, targets: Mapping[str, Tensor | None]
     ) -> SynthesizedBatch:
         """Make a batch and ask all teachers about its images and, for eq. 11, its group features.
 
         Args:
             noise: (N, Z), standard normal.
             asked_for: (N, C) label sets in the order of the customised labels.
-            targets: the same per teacher; None for the teachers' own decisions.
+            targets: the same (N, K) per teacher; None for the teachers' own decisions.
         """
         stack: Stack = self.engine(noise, asked_for)
         wanted = Wanted(
@@ -90,11 +79,9 @@ class Synthesis:
             sums=bool(self._weights.batch_norm),
             gradient=True,
         )
-        about = [Question(stack.images.detach(), self._names, wanted, precision=self._precision)]
-        if self._weights.group:
-            about += self._group_questions(stack)
-        first, *rest = [Asked(question, self._teachers.forward(question)) for question in about]
-        return SynthesizedBatch(stack, noise, targets, first, rest)
+        image = self.panel.about_images(stack.images.detach(), self.panel.homes, wanted)
+        groups = self._about_groups(stack) if self._weights.group else []
+        return SynthesizedBatch(stack, noise, targets, image, groups)
 
     def criticise(
         self, batch: SynthesizedBatch, student: TargetNet | None, weights: LossWeights
@@ -109,82 +96,75 @@ class Synthesis:
             NonFiniteLoss: on every rank, before anything moved.
         """
         images = batch.stack.images.detach().requires_grad_()
-        answers, *groups = [_leaves(asked) for asked in (batch.image, *batch.groups)]
-        heard = Heard(images, batch.noise, batch.targets, answers, groups)
-        report = generator_objective(heard, self._teachers.descriptions, student, weights)
+        answers = [_leaves(asked) for asked in batch.image]
+        groups = [[_leaves(asked) for asked in group] for group in batch.groups]
+        rows = {n: asked.rows for asked in batch.image for n in asked.question.teachers}
+        heard = Heard(
+            images,
+            batch.noise,
+            rows,
+            {n: t if t is None else taken(t, rows[n]) for n, t in batch.targets.items()},
+            _merged(answers),
+            [_merged(group) for group in groups],
+        )
+        report = generator_objective(heard, self.panel.voices, student, weights)
         refuse_non_finite(report)
         report.total.backward()  # type: ignore[no-untyped-call]
-        first, *rest = [
-            self._pull(asked.question, leaves)
-            for asked, leaves in zip((batch.image, *batch.groups), (answers, *groups), strict=True)
-        ]
-        logits = {name: answered(answer).detach() for name, answer in answers.items()}
-        return Criticism(report, Labelled(images.detach(), logits), images.grad, first, rest)
+        of_image = self._pulled(batch.image, answers)
+        of_groups = [self._pulled(*pair) for pair in zip(batch.groups, groups, strict=True)]
+        labelled = self._labelled(images.detach(), rows, _merged(answers))
+        return Criticism(report, labelled, images.grad, of_image, of_groups)
 
     def learn(self, batch: SynthesizedBatch, criticism: Criticism, rate: float) -> None:
         """Await the gradients and step the generator."""
-        collected = _Cotangents()
-        for got in criticism.of_image.result().values():
-            collected.add(batch.stack.images, got.inputs)
+        collected = Cotangents()
+        for asked, pending in zip(batch.image, criticism.of_image, strict=True):
+            for got in pending.result().values():
+                collected.add(batch.stack.images, got.inputs, asked.rows)
         if criticism.image_gradient is not None:
             collected.add(batch.stack.images, criticism.image_gradient)
-        for asked, pending in zip(batch.groups, criticism.of_groups, strict=True):
-            group = len(batch.stack.features) - asked.question.depth
-            for name, got in pending.result().items():
-                adapted = batch.stack.adapted[group]
-                collected.add(adapted.get(name, batch.stack.features[group]), got.inputs)
-                assert got.gate is not None
-                collected.add(batch.stack.gates[group][name], got.gate)
+        for feature, group, back in zip(
+            batch.stack.features, batch.groups, criticism.of_groups, strict=False
+        ):
+            for asked, on_its_way in zip(group, back, strict=True):
+                collected.add_feature(feature, asked, on_its_way.result())
         self.engine.step(*collected.pairs(), rate)
 
-    def _group_questions(self, stack: Stack) -> list[Question]:
-        questions = []
-        for group, feature in enumerate(stack.features):
-            alike = tuple(name for name in self._names if name not in stack.adapted[group])
-            inputs = [(alike, feature)] if alike else []
-            inputs += [((name,), own) for name, own in stack.adapted[group].items()]
-            questions += [self._about_group(stack, group, *pair) for pair in inputs]
-        return questions
+    def _about_groups(self, stack: Stack) -> list[list[Asked]]:
+        depth = len(stack.features) + 1
+        descriptions = self.panel.teachers.descriptions
+        asked = []
+        for index, feature in enumerate(stack.features):
+            # group j lies at depth B - j of the reference
+            entries = {n: descriptions[n].matching(depth - index - 1, depth) for n in descriptions}
+            asked.append(self._about_group(feature, entries))
+        return asked
 
-    def _about_group(
-        self, stack: Stack, group: int, names: tuple[str, ...], feature: Tensor
-    ) -> Question:
-        return Question(
-            feature.detach(),
-            names,
-            Wanted(gradient=True),
-            depth=len(stack.features) - group,  # group j lies at teacher depth B - j
-            gates={name: stack.gates[group][name].detach() for name in names},
-            precision=self._precision,
-        )
+    def _about_group(self, feature: Filtered, entries: Mapping[str, int]) -> list[Asked]:
+        return self.panel.about_features(feature, self.panel.homes, entries, Wanted(gradient=True))
 
-    def _pull(
-        self, question: Question, leaves: dict[str, TeacherOutput]
-    ) -> Pending[dict[str, InputGradient]]:
-        cotangents = {name: _collected(leaf) for name, leaf in leaves.items()}
-        return self._teachers.pullback(question, cotangents)
+    def _pulled(
+        self, asked: list[Asked], leaves: list[Answers]
+    ) -> list[Pending[dict[str, InputGradient]]]:
+        return [
+            self.panel.teachers.pullback(
+                each.question, {name: cotangents(leaf) for name, leaf in own.items()}
+            )
+            for each, own in zip(asked, leaves, strict=True)
+        ]
 
-
-class _Cotangents:
-    """Gradients of the generator's outputs, added up in the order in which they are given."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def add(self, output: Tensor, gradient: Tensor) -> None:
-        before = self._sums.get(id(output))
-        self._sums[id(output)] = (output, gradient if before is None else before[1] + gradient)
-
-    def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        return [o for o, _ in self._sums.values()], [g for _, g in self._sums.values()]
+    def _labelled(
+        self, images: Tensor, rows: Mapping[str, Tensor | None], answers: Answers
+    ) -> Labelled:
+        logits = {
+            name: spread(answered(answers[name]).detach(), rows[name], len(images))
+            for name in self.panel.voices
+        }
+        return Labelled(images, logits, self.panel.homes)
 
 
-def _leaves(asked: Asked) -> dict[str, TeacherOutput]:
-    """The answers, to collect gradients in."""
-    return {name: _leaf(answer) for name, answer in asked.answer.result().items()}
-
-
-def _leaf(answer: TeacherOutput) -> TeacherOutput:
+def leaf(answer: TeacherOutput) -> TeacherOutput:
+    """An answer, to collect gradients in."""
     sums = answer.sums
     if sums is not None:
         sums = BatchNormSums(sums.count, sums.first.requires_grad_(), sums.second.requires_grad_())
@@ -196,14 +176,22 @@ def _leaf(answer: TeacherOutput) -> TeacherOutput:
     )
 
 
-def _collected(leaf: TeacherOutput) -> TeacherOutput:
-    """The cotangents; zero logits where nothing came, so that there is always something."""
+def cotangents(leaf: TeacherOutput) -> TeacherOutput:
+    """What was collected; zero logits where nothing came, so that there is always something."""
     logits, sums, embedding = answered(leaf), leaf.sums, leaf.embedding
-    cotangents = None
+    collected = None
     if sums is not None and sums.first.grad is not None and sums.second.grad is not None:
-        cotangents = BatchNormSums(sums.count, sums.first.grad, sums.second.grad)
+        collected = BatchNormSums(sums.count, sums.first.grad, sums.second.grad)
     return TeacherOutput(
         torch.zeros_like(logits) if logits.grad is None else logits.grad,
         None if embedding is None else embedding.grad,
-        cotangents,
+        collected,
     )
+
+
+def _leaves(asked: Asked) -> Answers:
+    return {name: leaf(answer) for name, answer in asked.answer.result().items()}
+
+
+def _merged(answers: list[Answers]) -> Answers:
+    return {name: answer for own in answers for name, answer in own.items()}

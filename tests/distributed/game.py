@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dfka_dist.config import LossWeights, TeacherSpec
-from dfka_dist.loading import parse
 from dfka_dist.losses import LossReport
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Teachers
-from dfka_dist.training.branching import build_target, design_target
+from dfka_dist.training.branching import Branching, build_target
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
@@ -38,7 +37,7 @@ def networks(specs: Sequence[TeacherSpec], teachers: Teachers, **target: Any) ->
     """The same random networks for the same arguments, one teacher in need of adapters."""
     tree = {"run": {"name": "game"}, "teachers": [spec.model_dump() for spec in specs]}
     wanted = {"labels": LABELS, "arguments": {"widths": [4, 6, 8]}} | target
-    design = design_target(parse(tree | {"target": wanted}), teachers.descriptions)
+    design = Branching(config, teachers.descriptions).design()
     shapes = {name: known.shapes[:-1] for name, known in teachers.descriptions.items()}
     image = (design.input.channels, design.input.size, design.input.size)
     with torch.random.fork_rng():

@@ -27,7 +27,7 @@ class Watched:
     ) -> None:
         self.loaded = {spec.name: load(spec) for spec in specs}
         self.teachers = LocalTeachers(self.loaded)
-        self.new_networks = lambda: networks(specs, self.teachers, branch_depth=2)
+        self.new_networks = lambda: networks(specs, self.teachers, branch=2)
         self.game = Game(self.new_networks(), self.teachers, zero_stage=zero_stage)
 
     def state(self) -> State:

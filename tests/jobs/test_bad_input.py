@@ -17,7 +17,7 @@ from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
-from dfka_dist.training.branching import build_target, design_target
+from dfka_dist.training.branching import Branching, build_target
 
 Call = Callable[..., Ended]
 Refused = Callable[..., str]
@@ -257,7 +257,7 @@ def saved(
     )
     teachers = LocalTeachers(load_teachers(run.teachers, read_all_weights(run.teachers)))
     folder = tmp_path_factory.mktemp("saved") / "target_net"
-    build_target(design_target(run, teachers.descriptions), teachers).save_pretrained(folder)
+    build_target(Branching(run, teachers.descriptions).design(), teachers).save_pretrained(folder)
     return folder
 
 

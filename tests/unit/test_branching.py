@@ -13,7 +13,7 @@ from dfka_dist.models.target import Architecture
 from dfka_dist.teachers.interface import Question
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
-from dfka_dist.training.branching import build_target, design_target
+from dfka_dist.training.branching import Branching, build_target
 
 MakeConfig = Callable[..., RunConfig]
 TRUNK = {"arguments": {"widths": [4, 6, 8]}}
@@ -33,9 +33,9 @@ def teachers(specs: list[TeacherSpec]) -> LocalTeachers:
 def designed(
     specs: list[TeacherSpec], teachers: LocalTeachers, make_config: MakeConfig
 ) -> Callable[..., Architecture]:
-    return lambda **target: design_target(
+    return lambda **target: Branching(
         make_config(specs, target=TRUNK | target), teachers.descriptions
-    )
+    ).design()
 
 
 def test_branches_leave_behind_the_last_block_unless_told_otherwise(
@@ -45,7 +45,7 @@ def test_branches_leave_behind_the_last_block_unless_told_otherwise(
 
 
 def test_branches_leave_where_they_are_told(designed: Callable[..., Architecture]) -> None:
-    branches = designed(branch_depth=2).branches
+    branches = designed(branch=2).branches
     assert [(branch.depth, branch.shape) for branch in branches] == [(2, (6, 4, 4))] * 2
 
 
@@ -72,7 +72,7 @@ def test_tails_are_the_teachers_own(
     designed: Callable[..., Architecture], teachers: LocalTeachers, depth: int
 ) -> None:
     """Fed with a teacher's own features, a tail says what the teacher says."""
-    target = build_target(designed(branch_depth=depth), teachers).eval()
+    target = build_target(designed(branch=depth), teachers).eval()
     shape = teachers.descriptions["two"].shapes[depth]
     features = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     asked = teachers.forward(Question(features, ("two",), depth=depth)).result()["two"].logits

@@ -17,7 +17,7 @@ from dfka_dist.loading import load
 from dfka_dist.models.sources import build, read_all_weights
 from dfka_dist.models.target import Architecture, BranchPoint, DualGenerator, TargetNet, version
 from dfka_dist.teachers.teacher import load_teachers
-from dfka_dist.training.branching import design_target
+from dfka_dist.training.branching import Branching
 
 MakeTeacher = Callable[..., TeacherSpec]
 SHAPES = [(1, 16, 16), (4, 8, 8), (6, 4, 4), (8, 2, 2)]
@@ -165,7 +165,7 @@ def test_a_target_of_the_digits_is_at_most_a_tenth_larger_than_a_teacher() -> No
     config = load(PRESETS / "digits.yaml")
     teachers = load_teachers(config.teachers, read_all_weights(config.teachers))
     descriptions = {name: teacher.description for name, teacher in teachers.items()}
-    target = TargetNet(design_target(config, descriptions))
+    target = TargetNet(Branching(config, descriptions).design())
     largest = max(description.parameters for description in descriptions.values())
     assert target.parameter_count() <= 1.1 * largest
 
@@ -187,7 +187,7 @@ def test_arguments_that_a_backbone_does_not_take_are_refused(
 
 
 def test_branch_deeper_than_the_trunk_is_refused(branches: list[BranchPoint]) -> None:
-    with pytest.raises(InputError, match=r"^target\.branch_depth: is 3 \(1 to 2"):
+    with pytest.raises(InputError, match=r"^target\.branch: is 3 \(1 to 2"):
         DualGenerator(design(branches, ["a", "b", "c"], arguments={"widths": [4, 6]}))
 
 

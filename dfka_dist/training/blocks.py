@@ -1,0 +1,142 @@
+"""The dual generator block by block: recipe paper's dual stage, and filters short of depth B."""
+
+from __future__ import annotations
+
+import torch
+
+from dfka_dist.models.dual import DualBlock
+from dfka_dist.models.generator import Stack
+from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.target import trunk
+from dfka_dist.training.collectives import average_buffers, global_mean
+from dfka_dist.training.dual import BlockDual, block_losses
+from dfka_dist.training.regroup import DualState, under
+from dfka_dist.training.schedule import cosine
+from dfka_dist.training.supply import Supply, Synthesized
+from dfka_dist.training.workshop import Workshop
+
+MEASURED = 4
+"""Batches on which the depths of the branches are compared."""
+
+
+def train_blocks(workshop: Workshop, supply: Synthesized) -> DualState:
+    """Blocks T^1..T^B one after another, each by both streams, those before it frozen (eq. 16)."""
+    dual, steps = DualState(), workshop.config.training.block_steps
+    for depth in range(1, workshop.branching.trunk.depth + 1):
+        stacks = supply.fresh(f"dual.{depth}", steps)
+        block = _new_block(
+            workshop, dual, depth, frozen=depth - 1, generator=supply.generator.shapes
+        )
+        learner = _learner(workshop, block, depth)
+        for step, (stack, pending) in enumerate(stacks):
+            rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
+            link = _link(workshop, stack, depth)
+            report = learner.learn(pending.result(), link, rate)
+            workshop.diary.tell((depth - 1) * steps + step + 1, report)
+        _keep(dual, learner, depth, with_block=True)
+    return dual
+
+
+def train_filters(workshop: Workshop, dual: DualState, supply: Supply, steps: int) -> None:
+    """Filters at the depths short of B of a dual generator that learns no more."""
+    depths = range(1, workshop.branching.trunk.depth)
+    learners = {
+        depth: _learner(workshop, _new_block(workshop, dual, depth, frozen=depth), depth)
+        for depth in depths
+    }
+    for step, batch in enumerate(supply.batches("branches", steps)):
+        rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
+        reports = [learner.learn(batch, None, rate) for learner in learners.values()]
+        workshop.diary.tell(step + 1, *reports[-1:])
+    for depth, learner in learners.items():
+        _keep(dual, learner, depth, with_block=False)
+
+
+def dual_losses(workshop: Workshop, dual: DualState, supply: Supply) -> dict[str, dict[int, float]]:
+    """L_d^{b,m} of stream 1 on images that nothing has learned from, per teacher and depth."""
+    losses: dict[str, dict[int, float]] = {name: {} for name in workshop.panel.voices}
+    batches = list(supply.batches("measure", MEASURED))
+    for depth in range(1, workshop.branching.trunk.depth + 1):
+        block = _new_block(workshop, dual, depth, frozen=depth)
+        for name in losses:
+            block.filters[name].load_state_dict(dual.filters[depth, name])
+        entries = _entries(workshop, depth)
+        weights = workshop.config.losses
+        found = [block_losses(block, batch, workshop.panel, entries, weights) for batch in batches]
+        for name in found[0]:
+            own = torch.stack([each[name] for each in found]).mean()
+            losses[name][depth] = global_mean(own).item()
+    return losses
+
+
+def _new_block(
+    workshop: Workshop,
+    dual: DualState,
+    depth: int,
+    *,
+    frozen: int,
+    generator: list[tuple[int, int, int]] | None = None,
+) -> DualBlock:
+    """T^1..T^depth, those that are trained already as they are.
+
+    Args:
+        generator: shapes of the generator at its own depths 0..B-1, where the link counts.
+    """
+    config, branching = workshop.config, workshop.branching
+    design = branching.design()
+    with workshop.seeded(100 + depth):
+        blocks = trunk(config.target.backbone, config.target.arguments, design.input)[:depth]
+        link = None
+        if generator and depth > 1 and config.losses.link:
+            place = _place(depth - 1, branching.trunk.depth, len(generator))
+            link = (generator[place], branching.trunk.shapes[depth - 1])
+        block = DualBlock(
+            Preprocessing(design.input),
+            blocks,
+            frozen=frozen,
+            source=branching.trunk.shapes[depth],
+            wanted=branching.wanted(depth),
+            adapt=branching.adapts(depth),
+            link=link,
+        )
+    for number, own in enumerate(block.blocks, 1):
+        if number in dual.blocks:
+            own.load_state_dict(dual.blocks[number])
+    return block.to(workshop.device)
+
+
+def _learner(workshop: Workshop, block: DualBlock, depth: int) -> BlockDual:
+    engine = workshop.engine(block, workshop.config.training.dual_rate)
+    entries = _entries(workshop, depth)
+    weights = workshop.config.losses
+    return BlockDual(engine=engine, panel=workshop.panel, entries=entries, weights=weights)
+
+
+def _keep(dual: DualState, learner: BlockDual, depth: int, *, with_block: bool) -> None:
+    average_buffers(learner.engine.network)
+    state = learner.engine.state()
+    learner.engine.destroy()
+    if with_block:
+        dual.blocks[depth] = under(state, f"blocks.{depth - 1}.")
+    for name in learner.entries:
+        dual.filters[depth, name] = under(state, f"filters.{name}.")
+
+
+def _entries(workshop: Workshop, depth: int) -> dict[str, int]:
+    return {name: workshop.branching.entry(name, depth) for name in workshop.panel.voices}
+
+
+def _link(workshop: Workshop, stack: Stack, depth: int) -> torch.Tensor | None:
+    """F_2 = G^{B+1-b}..G^1(z) of eq. 15, which lies where block b begins; for b = 1 the image."""
+    if not workshop.config.losses.link:
+        return None
+    if depth == 1:
+        return stack.images
+    groups = len(stack.features) + 1
+    place = _place(depth - 1, workshop.branching.trunk.depth, groups)
+    return stack.features[groups - place - 1].feature
+
+
+def _place(depth: int, of: int, groups: int) -> int:
+    """The generator's own depth 1..B-1 that lies as deep as `depth` of a trunk of `of` blocks."""
+    return min(groups - 1, max(1, (2 * depth * groups + of) // (2 * of)))

@@ -1,0 +1,84 @@
+"""Recipe joint: generator and dual generator in turns, each learning from the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dfka_dist.losses import LossReport
+from dfka_dist.models.target import TargetNet
+from dfka_dist.training.collectives import average_buffers
+from dfka_dist.training.dual import Dual
+from dfka_dist.training.engines import Engine
+from dfka_dist.training.memory import Labelled, SampleMemory
+from dfka_dist.training.regroup import DualState
+from dfka_dist.training.schedule import cosine, weights_at
+from dfka_dist.training.synthesis import Synthesis
+from dfka_dist.training.workshop import Workshop, moments
+
+
+class Joint:
+    """The joint phase of a run.
+
+    Args:
+        generator: its engine.
+        target: whose trunk is the dual generator.
+        memory: is filled.
+    """
+
+    def __init__(
+        self, workshop: Workshop, generator: Engine, target: TargetNet, memory: SampleMemory
+    ) -> None:
+        self._workshop, self._memory, self._target = workshop, memory, target
+        config = workshop.config
+        self._training, self._weights = config.training, config.losses
+        self._synthesis = Synthesis(engine=generator, panel=workshop.panel, weights=self._weights)
+        self._engine = workshop.engine(target.trunk, self._training.dual_rate)
+        self._dual = Dual(
+            engine=self._engine, target=target, panel=workshop.panel, weights=self._weights
+        )
+
+    def run(self) -> Iterator[DualState]:
+        """All steps; gives the dual generator at every moment at which it is a candidate."""
+        steps = self._training.steps
+        for step in range(steps):
+            reports = self._step(step)
+            self._workshop.probe_generator(self._synthesis.engine, step + 1, steps)
+            self._workshop.diary.tell(step + 1, *reports)
+            if step + 1 in moments(steps, self._training.candidates):
+                average_buffers(self._target.trunk)
+                yield DualState.of_trunk(self._engine.state(), self._target.design)
+        self._engine.destroy()
+
+    def _step(self, step: int) -> list[LossReport]:
+        training = self._training
+        rate = cosine(step, training.steps, training.dual_rate, 0.0)
+        half = training.dual_steps // 2
+        self._synthesis.engine.network.train()
+        batch = self._synthesis.ask(*self._workshop.draw("joint", step))
+        # The student learns from memory while the teachers look at the new images, and again
+        # while they carry gradients back. Which images meet which weights depends on nothing
+        # but the step.
+        reports = self._study(step, range(half), rate)
+        weights = weights_at(self._weights, step, training.steps)
+        criticism = self._synthesis.criticise(batch, self._target, weights)
+        reports += self._study(step, range(half, training.dual_steps), rate)
+        self._synthesis.learn(batch, criticism, generator_rate(self._workshop, step))
+        self._memory.add(criticism.labelled)
+        return [criticism.report, *reports[-1:]]
+
+    def _study(self, step: int, turns: range, rate: float) -> list[LossReport]:
+        if not len(self._memory):
+            return []
+        reports = []
+        for turn in turns:
+            fresh = self._memory.newest(turn, self._training.fresh_every)
+            every = self._training.remember_every
+            old = self._memory.draw(f"memory.{turn}", step, turn, every)
+            reports.append(self._dual.learn(Labelled.joined(fresh, old), rate))
+        return reports
+
+
+def generator_rate(workshop: Workshop, step: int) -> float:
+    """From the configured rate to a tenth of it over the first phase."""
+    training = workshop.config.training
+    return cosine(step, training.steps, training.generator_rate, training.generator_rate / 10)

@@ -1,0 +1,101 @@
+"""Images with the teachers' answers, asked ahead of need."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from dfka_dist.models.generator import GroupStackGenerator, Stack
+from dfka_dist.teachers.interface import Pending
+from dfka_dist.training.draws import Draws
+from dfka_dist.training.memory import Labelled, SampleMemory
+from dfka_dist.training.panel import Panel
+from dfka_dist.training.streams import Streams
+
+Item = TypeVar("Item")
+
+
+class Supply(Protocol):
+    """What a student learns from."""
+
+    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """This worker's share of a batch for each step, a function of stream and step alone."""
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """Fresh images of a generator that learns no more, and remembered ones beside them.
+
+    Args:
+        memory: may be empty.
+        window: batches that are with the teachers while an earlier one is learned from.
+    """
+
+    generator: GroupStackGenerator
+    draws: Draws
+    panel: Panel
+    columns: range
+    memory: SampleMemory
+    window: int
+
+    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """See `Supply.batches`."""
+        for step, (_, pending) in enumerate(self.fresh(stream, steps)):
+            batch = pending.result()
+            old = [self.memory.draw(stream, step)] if len(self.memory) else []
+            yield Labelled.joined(batch, *old)
+
+    def fresh(self, stream: str, steps: int) -> Iterator[tuple[Stack, Pending[Labelled]]]:
+        """Per step the generator's stack, and its labels that are on their way."""
+
+        def ask(step: int) -> tuple[Stack, Pending[Labelled]]:
+            stack = self.draws.synthesize(self.generator, stream, step, self.columns)
+            return stack, self.panel.labelled(stack.images, self.panel.homes)
+
+        return ahead(ask, steps, self.window)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images that are there, asked about when they are drawn.
+
+    Args:
+        images: (n, C, H, W) in [0, 1]; None for uniform noise of `shape`.
+    """
+
+    images: Tensor | None
+    shape: tuple[int, int, int]
+    streams: Streams
+    panel: Panel
+    columns: range
+    window: int
+
+    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """See `Supply.batches`."""
+        for pending in ahead(lambda step: self._ask(stream, step), steps, self.window):
+            yield pending.result()
+
+    def drawn(self, stream: str, step: int, rows: range) -> Tensor:
+        """(len(rows), C, H, W), drawn with replacement."""
+        if self.images is None:
+            channels, height, width = self.shape
+            noise = self.streams.uniform(stream, step, rows, channels * height * width)
+            return noise.float().reshape(-1, *self.shape)
+        chance = self.streams.uniform(stream, step, rows, 1)[:, 0]
+        return self.images[(chance * len(self.images)).long()].float()
+
+    def _ask(self, stream: str, step: int) -> Pending[Labelled]:
+        return self.panel.labelled(self.drawn(stream, step, self.columns), self.panel.homes)
+
+
+def ahead(ask: Callable[[int], Item], steps: int, window: int) -> Iterator[Item]:
+    """What `ask` gives for every step, asked up to `window` steps before it is needed."""
+    waiting: deque[Item] = deque()
+    for step in range(steps):
+        while len(waiting) < window and step + len(waiting) < steps:
+            waiting.append(ask(step + len(waiting)))
+        yield waiting.popleft()

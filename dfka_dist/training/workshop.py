@@ -1,0 +1,138 @@
+"""What all phases of a run share on one worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dfka_dist.config import RunConfig
+from dfka_dist.models.filters import Shape
+from dfka_dist.models.generator import GroupStackGenerator
+from dfka_dist.models.target import Architecture, TargetNet
+from dfka_dist.teachers.interface import Teachers
+from dfka_dist.training.branching import Branching, build_target
+from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.diary import Diary, Record
+from dfka_dist.training.draws import Draws
+from dfka_dist.training.engines import Engine, fitting
+from dfka_dist.training.memory import SampleMemory
+from dfka_dist.training.panel import Panel
+from dfka_dist.training.probe import MOMENTS, PART, ProbeSet
+from dfka_dist.training.streams import Streams
+
+log = logging.getLogger(__name__)
+
+
+class Workshop:
+    """The run's configuration, teachers and draws, and new networks and engines of it.
+
+    Args:
+        teachers: local or served, all of which know a customised label.
+        report: is given records, on rank 0.
+        device: of the networks.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        teachers: Teachers,
+        report: Callable[[Record], None],
+        device: torch.device,
+    ) -> None:
+        self.config, self.teachers, self.device = config, teachers, device
+        self.precision = fitting(config.training.precision, device)
+        log.info("computing in %s on %s", self.precision, device)
+        rank, size = rank_and_size()
+        share = config.training.batch_size // size
+        self.columns = range(rank * share, (rank + 1) * share)
+        self.streams = Streams(config.run.seed)
+        self.branching = Branching(config, teachers.descriptions)
+        self.panel = Panel(config, teachers, self.columns, self.precision)
+        self.draws = Draws(config, self.panel.pools(config.labels), device)
+        self.diary = Diary(config.training, teachers, None if rank else report)
+        self.probe = ProbeSet(self.panel)
+
+    def new_memory(self) -> SampleMemory:
+        """An empty one, of this worker's columns."""
+        capacity = self.config.training.memory_megabytes * 2**20 // rank_and_size()[1]
+        return SampleMemory(columns=self.columns, capacity=capacity, streams=self.streams)
+
+    def new_generator(self) -> GroupStackGenerator:
+        """With random weights, and the shapes of the largest teacher's block features."""
+        descriptions = self.teachers.descriptions
+        reference = max(descriptions.values(), key=lambda known: known.parameters)
+        spec, image = self.config.generator, self.branching.design().input
+        shapes = [(image.channels, image.size, image.size), *reference.shapes[1:-1]]
+        filtered: dict[str, Sequence[Shape]] = {}
+        if self.config.losses.group:
+            filtered = {
+                name: [known.shapes[known.matching(d, len(shapes))] for d in range(len(shapes))]
+                for name, known in descriptions.items()
+            }
+        with self.seeded(1):
+            return GroupStackGenerator(
+                latent=spec.latent,
+                shapes=shapes,
+                teachers=filtered,
+                labels=len(self.config.labels),
+                width=spec.width,
+                label_scale=spec.label_scale,
+            ).to(self.device)
+
+    def new_target(self, design: Architecture) -> TargetNet:
+        """With a trunk of random weights."""
+        with self.seeded(2):
+            return build_target(design, self.teachers).to(self.device)
+
+    def engine(
+        self, network: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> Engine:
+        """That trains a network."""
+        return Engine(
+            network,
+            micro_batch=len(self.columns),
+            zero_stage=self.config.training.zero_stage,
+            precision=self.precision,
+            rate=rate,
+            betas=betas,
+        )
+
+    def generator_engine(self) -> Engine:
+        """That trains a new generator."""
+        return self.engine(
+            self.new_generator(), self.config.training.generator_rate, betas=(0.5, 0.99)
+        )
+
+    def draw(self, stream: str, step: int) -> tuple[Tensor, Tensor, Mapping[str, Tensor | None]]:
+        """This worker's noise (N, Z), label sets (N, C), and these as each teacher names them."""
+        noise, asked_for = self.draws.latents(stream, step, self.columns)
+        described = self.teachers.descriptions.items()
+        return (
+            noise,
+            asked_for,
+            {n: self.draws.targets(asked_for, d.spec.labels) for n, d in described},
+        )
+
+    def probe_generator(self, generator: Engine, step: int, steps: int) -> None:
+        """Let the probe set have its part of a generator, at some moments of a phase."""
+        if step in moments(steps, MOMENTS):
+            assert isinstance(generator.network, GroupStackGenerator)
+            rows = range(PART)
+            images = self.draws.synthesize(generator.network, "probe", step, rows).images
+            self.probe.add(images, self.panel.homes_of(rows))
+
+    @contextmanager
+    def seeded(self, salt: int) -> Iterator[None]:
+        """Random weights that depend on nothing but the run's seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1000 * self.config.run.seed + salt)
+            yield
+
+
+def moments(steps: int, count: int) -> set[int]:
+    """Equally spaced steps of a phase, its last among them; the first step is 1."""
+    return {max(1, round(steps * (index + 1) / count)) for index in range(count)}
