@@ -29,7 +29,6 @@ from dfka_dist.models.recording import (
     Sketch,
     and_above,
     merged,
-    parts,
     record,
 )
 
@@ -96,19 +95,22 @@ class ModuleStage(nn.Module):
         images = given if self._entered is None else self._images.drawn(given, filling)
         with ExitStack() as hooks:
             for path, said in answers.items():
-                hook = _answer(path, said, given, filling)
-                hooks.callback(self.network.get_submodule(path).register_forward_hook(hook).remove)
+                self._hook(hooks, path, _answer(path, said, given, filling))
             if self._ended is not None:
-                end = self.network.get_submodule(self._ended)
-                hooks.callback(end.register_forward_hook(_break_off).remove)
+                self._hook(hooks, self._ended, _break_off)
             try:
                 output: Tensor = self.network(images)
             except _Reached as reached:
                 return reached.output
-        missed = self._ended if self._ended is not None else self._entered
-        if self._ended is not None or (missed is not None and answers[missed]):
-            raise RuntimeError(f"block {missed!r} does not run for these values")
+        if self._ended is not None:
+            raise RuntimeError(f"block {self._ended!r} does not run for these values")
+        if self._entered is not None and answers[self._entered]:
+            raise RuntimeError(f"block {self._entered!r} does not run for these values")
         return output
+
+    def _hook(self, hooks: ExitStack, path: str, hook: Callable[..., Any]) -> None:
+        handle = self.network.get_submodule(path).register_forward_hook(hook)
+        hooks.callback(handle.remove)
 
 
 class _Reached(BaseException):
@@ -180,15 +182,7 @@ def _check(one: Recording, two: Recording, blocks: Sequence[str]) -> None:
 
 
 def _stage(network: nn.Module, one: Recording, two: Recording, index: int) -> ModuleStage:
-    running = one.active(index)
-    called = {call.path for call in one.calls}
-    ever = frozenset[str]().union(*(one.active(stage) for stage in range(len(one.blocks) + 1)))
-    # A part that is never called, such as a list of parts, stays for the sake of what is in it.
-    absent = {
-        path: part
-        for path, part in parts(network)
-        if path not in running and (path in called or path not in ever)
-    }
+    absent = _absent(network, one, index)
     stubs: dict[str, list[Any]] = {path: [] for path in absent if not _lies_in(path, absent)}
     for call, first, second in zip(one.calls, one.outputs, two.outputs, strict=True):
         if call.path in stubs and call.last < index:
@@ -198,12 +192,29 @@ def _stage(network: nn.Module, one: Recording, two: Recording, index: int) -> Mo
     _leave_idle(own, one, index)
     return ModuleStage(
         own,
-        running=running,
+        running=one.active(index),
         entered=one.blocks[index - 1] if index else None,
         ended=one.blocks[index] if index < len(one.blocks) else None,
         images=Sketch(tuple(one.images.shape), tuple(two.images.shape), one.images.dtype),
         stubs=stubs,
     )
+
+
+def _absent(network: nn.Module, recording: Recording, index: int) -> dict[str, nn.Module]:
+    """Parts that do not run in a stage; not those that only hold others, such as lists."""
+    running = recording.active(index)
+    called = {call.path for call in recording.calls}
+    ever = frozenset[str]().union(*map(recording.active, range(len(recording.touched))))
+    return {
+        path: part
+        for path, part in network.named_modules()
+        if path not in running and (path in called or (path not in ever and _has_own_tensors(part)))
+    }
+
+
+def _has_own_tensors(part: nn.Module) -> bool:
+    own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+    return bool(own)
 
 
 def _lies_in(path: str, others: Mapping[str, object]) -> bool:
@@ -212,15 +223,13 @@ def _lies_in(path: str, others: Mapping[str, object]) -> bool:
 
 def _leave_idle(own: nn.Module, recording: Recording, index: int) -> None:
     """Make zeros, not to be saved, of tensors that a stage does not use but its code may touch."""
-    elsewhere = {call.path for call in recording.calls if (call.first, call.last) != (index, index)}
     called = {call.path for call in recording.calls}
-    for path, part in parts(own):
-        if isinstance(part, torch.jit.ScriptModule) or path in called - elsewhere:
+    shared = {call.path for call in recording.calls if {call.first, call.last} != {index}}
+    for path, part in own.named_modules():
+        if path in called - shared:
             continue
-        for name, tensor in [
-            *part.named_parameters(recurse=False, remove_duplicate=False),
-            *part.named_buffers(recurse=False, remove_duplicate=False),
-        ]:
+        tensors = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        for name, tensor in tensors:
             if f"{path}.{name}".removeprefix(".") not in recording.touched[index]:
                 delattr(part, name)
                 part.register_buffer(name, torch.zeros_like(tensor.detach()), persistent=False)
@@ -228,15 +237,18 @@ def _leave_idle(own: nn.Module, recording: Recording, index: int) -> None:
 
 @torch.no_grad()
 def _prove(stages: Sequence[ModuleStage], recording: Recording) -> None:
+    """Every stage gives what the whole network had there, whatever the idle tensors hold."""
     values = [recording.images, *recording.features, recording.logits]
-    names = [None, *recording.blocks]
-    for stage, name, value, wanted in zip(stages, names, values, values[1:], strict=False):
+    for index, stage in enumerate(stages):
+        behind = recording.blocks[index - 1] if index else None
         for filling in FILLINGS:
-            if torch.equal(stage(value, filling), wanted):
-                continue
-            if name is None:
-                raise CannotCut(f"up to block {recording.blocks[0]!r} it is not the whole network")
-            raise several(name)
+            try:
+                said = stage(values[index], filling)
+            except Exception as error:  # foreign code
+                where = "with images" if behind is None else f"behind block {behind!r}"
+                raise CannotCut(f"entered {where}: {error}") from error
+            if not torch.equal(said, values[index + 1]):
+                raise CannotCut("it is not the same twice") if behind is None else several(behind)
 
 
 def several(block: str) -> SeveralTensors:

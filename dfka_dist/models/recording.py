@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,39 +73,33 @@ class Recording:
 def record(network: nn.Module, blocks: Sequence[str], images: Tensor) -> Recording:
     """Run a network on images (N, C, H, W), N being 1 or 2, and watch; without gradients."""
     recorder = _Recorder(network, blocks)
-    handles = [
-        handle
-        for path, part in parts(network)
-        for handle in (
-            part.register_forward_pre_hook(partial(recorder.enter, path)),
-            part.register_forward_hook(partial(recorder.leave, path)),
-        )
-    ]
-    try:
-        with torch.no_grad(), recorder:
-            logits = network(images.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = dict(network.named_modules())
+    with torch.no_grad(), ExitStack() as hooks, recorder:
+        for path, part in modules.items():
+            enter, leave = partial(recorder.enter, path), partial(recorder.leave, path)
+            hooks.callback(part.register_forward_pre_hook(enter).remove)
+            hooks.callback(part.register_forward_hook(leave).remove)
+        network(images.clone())
+    features: list[Any] = []
+    # Once more, for a network that is watched so closely may choose other kernels.
+    with torch.no_grad(), ExitStack() as hooks:
+        for block in blocks:
+            hook = partial(_keep, features)
+            hooks.callback(modules[block].register_forward_hook(hook).remove)
+        logits = network(images.clone())
     return Recording(
-        images,
-        recorder.passed,
-        recorder.features,
-        logits,
-        recorder.calls,
-        recorder.outputs,
-        recorder.touched,
+        images=images,
+        blocks=recorder.passed,
+        features=features,
+        logits=logits,
+        calls=recorder.calls,
+        outputs=recorder.outputs,
+        touched=recorder.touched,
     )
 
 
-def parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every part under its path; a compiled one is a whole, for nothing in it can be watched."""
-    compiled: list[str] = []
-    for path, part in network.named_modules():
-        if not any(path.startswith(f"{outer}.") for outer in compiled):
-            yield path, part
-        if isinstance(part, torch.jit.ScriptModule):
-            compiled.append(path)
+def _keep(features: list[Any], _part: nn.Module, _arguments: object, output: Any) -> None:
+    features.append(output.clone() if isinstance(output, Tensor) else output)
 
 
 class _Recorder(TorchFunctionMode):
@@ -119,7 +114,6 @@ class _Recorder(TorchFunctionMode):
             for name, tensor in group(remove_duplicate=False):
                 self._names.setdefault(id(tensor), []).append(name)
         self.passed: list[str] = []
-        self.features: list[Any] = []
         self.calls: list[Call] = []
         self.outputs: list[Any] = []
         self.touched: list[set[str]] = [set()]
@@ -150,7 +144,6 @@ class _Recorder(TorchFunctionMode):
         self.outputs.append(tree_map(_sketched, output))
         if path in self._blocks:
             self.passed.append(path)
-            self.features.append(output.clone() if isinstance(output, Tensor) else output)
             self.touched.append(set())
 
 

@@ -103,10 +103,11 @@ def cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) ->
     try:
         chain = _proved(chained(network, blocks, example), network, example)
     except CannotCut as error:
-        # Several tensors are only counted by the export, and named by the chain.
-        reasons = [error] if isinstance(refused, SeveralTensors) else [error, refused]
+        # The export only counts the blocks behind which there are several; the chain names them.
+        both = isinstance(error, SeveralTensors) and isinstance(refused, SeveralTensors)
+        reasons = [error] if both else [error, refused]
         raise _uncuttable(key, reasons) from refused
-    log.info("%s is entered on its original modules, for %s", key, _short(refused))
+    log.info("%s is entered on its original modules; exported: %s", key, _short(refused))
     return chain
 
 

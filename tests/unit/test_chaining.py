@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dfka_dist.config import InputSpec, TeacherSpec
 from dfka_dist.errors import InputError
 from dfka_dist.models.backbones import ConvNet
-from dfka_dist.models.chaining import ModuleStage, Stub
+from dfka_dist.models.chaining import ModuleStage
 from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.sources import build, read_weights
 from dfka_dist.models.splitting import BlockChain, cut
@@ -77,7 +77,7 @@ class OutsideTorch(torch.autograd.Function):
 
     @staticmethod
     def forward(_context: object, values: Tensor) -> Tensor:
-        return torch.from_numpy(2 * values.detach().numpy())
+        return torch.from_numpy(2 * values.detach().float().numpy()).to(values)
 
     @staticmethod
     def backward(_context: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
@@ -176,18 +176,18 @@ def entered(network: nn.Module, blocks: list[str]) -> BlockChain:
 
 
 def seen_inside(network: nn.Module, blocks: list[str], images: Tensor) -> list[Tensor]:
-    """The images, and what hooks see behind each block of the whole network."""
+    """The images, what hooks see behind each block of the whole network, and its logits."""
     seen = [images]
-    handles = [
-        network.get_submodule(name).register_forward_hook(
-            lambda _part, _given, said: seen.append(said.clone())
-        )
-        for name in blocks
-    ]
-    network(images.clone())
+
+    def look(_part: nn.Module, _given: object, said: Tensor) -> Tensor:
+        seen.append(said)
+        return said.clone()  # what comes next may work in place
+
+    handles = [network.get_submodule(name).register_forward_hook(look) for name in blocks]
+    logits: Tensor = network(images.clone())
     for handle in handles:
         handle.remove()
-    return seen
+    return [*seen, logits]
 
 
 # what such a network is
@@ -198,28 +198,18 @@ def seen_inside(network: nn.Module, blocks: list[str], images: Tensor) -> list[T
 def test_at_every_depth_and_batch_size_it_is_the_whole_network_bit_for_bit(
     kind: str, network: nn.Module, chain: BlockChain, depth: int, count: int
 ) -> None:
-    images = pictures(count, seed=count)
-    seen = seen_inside(network, KINDS[kind][1], images)
-    wanted = [*seen[depth + 1 :], network(images.clone())]
-    walked = list(chain.walk(seen[depth], depth))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(walked, wanted, strict=True))
+    seen = seen_inside(network, KINDS[kind][1], pictures(count, seed=count))
+    pairs = zip(chain.walk(seen[depth], depth), seen[depth + 1 :], strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_gradients_at_every_depth_are_those_of_the_whole_network_bit_for_bit(
     kind: str, network: nn.Module, chain: BlockChain, depth: int
 ) -> None:
-    images = pictures(3, seed=3).requires_grad_()
-    held: list[Tensor] = [images]
-    for name in KINDS[kind][1][:depth]:
-        network.get_submodule(name).register_forward_hook(
-            lambda _part, _given, said: held.append(said) or said.clone()  # type: ignore[func-returns-value]
-        )
-    logits = network(images.clone())
-    for name in KINDS[kind][1]:
-        network.get_submodule(name)._forward_hooks.clear()
-    (theirs,) = torch.autograd.grad(logits.square().sum(), held[depth])
-    value = held[depth].detach().clone().requires_grad_()
+    seen = seen_inside(network, KINDS[kind][1], pictures(3).requires_grad_())
+    (theirs,) = torch.autograd.grad(seen[-1].square().sum(), seen[depth])
+    value = seen[depth].detach().clone().requires_grad_()
     chain.tail(depth)(value).square().sum().backward()
     assert value.grad is not None and torch.equal(value.grad, theirs)
 
@@ -254,16 +244,23 @@ def test_any_of_the_blocks_in_any_order_make_a_chain(
 ) -> None:
     network = made(Viewed, seed)
     parts, images = entered(network, blocks), pictures(count, seed)
-    inside = seen_inside(network, sorted(blocks), images)[1:]
-    walked = list(parts.walk(images))
-    wanted = [*inside, network(images)]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(walked, wanted, strict=True))
+    pairs = zip(parts.walk(images), seen_inside(network, blocks, images)[1:], strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def test_in_float64_it_is_the_whole_network_too(kind: str, network: nn.Module) -> None:
     whole = copy.deepcopy(network).double()
     parts = cut(whole, KINDS[kind][1], pictures(2).double(), "teachers.0")
     assert torch.equal(parts(pictures(3).double()), whole(pictures(3).double()))
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_in_sixteen_bits_it_is_the_whole_network_too(
+    kind: str, network: nn.Module, chain: BlockChain, depth: int
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        *seen, logits = seen_inside(network, KINDS[kind][1], pictures(3))
+        assert torch.equal(chain(seen[depth], start=depth), logits)
 
 
 def test_a_network_that_can_be_exported_is_exported() -> None:
@@ -285,7 +282,7 @@ def test_the_log_says_why_a_network_was_not_exported(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, logger="dfka_dist"):
         entered(made(Viewed), BLOCKS)
     (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("dfka_dist")]
-    assert line.startswith("teachers.0 is entered on its original modules, for at batch size 1")
+    assert line.startswith("teachers.0 is entered on its original modules; exported: at batch")
 
 
 class Wandering(Viewed):
@@ -338,19 +335,17 @@ def test_what_never_runs_is_in_no_stage(path: str) -> None:
 def test_no_part_is_found_in_a_stage_in_which_it_does_not_run(
     network: nn.Module, chain: BlockChain
 ) -> None:
-    ran: list[str] = []
-    for path, part in network.named_modules():
-        part.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
-    seen = [[pictures(1), *chain.walk(pictures(1))], network(pictures(1))][0]
-    for part in network.modules():
-        part._forward_pre_hooks.clear()
-    assert len(seen) == chain.depth + 2
-    for path, part in network.named_modules():
-        leaf = not list(part.children())
-        holders = [stage for stage in chain.stages if stage.part(path) is not None]  # type: ignore[operator]
-        if leaf:
-            assert len(holders) == (len(set(ran) & {path}) if path != "act" else 2)
-        assert not any(isinstance(stage.part(path), Stub) for stage in holders)  # type: ignore[operator]
+    leaves = [path for path, part in network.named_modules() if not list(part.children())]
+    own = copy.deepcopy(chain)
+    inside = [pictures(1), *chain.walk(pictures(1))]
+    for stage, value in zip(own.stages, inside, strict=False):
+        assert isinstance(stage, ModuleStage)
+        found = {path: part for path in leaves if (part := stage.part(path)) is not None}
+        ran: set[nn.Module] = set()
+        for part in found.values():
+            part.register_forward_hook(lambda part, _given, _said, ran=ran: ran.add(part))
+        stage(value)
+        assert ran == set(found.values())
 
 
 def test_every_tensor_that_is_used_is_in_one_stage(network: nn.Module, chain: BlockChain) -> None:
