@@ -1,6 +1,7 @@
 """Cutting a network into blocks and a head, so that it can be entered at any depth.
 
-The cut is PyTorch's own (`torch.distributed.pipelining`). Before anybody relies on it, the cut
+The cut is PyTorch's own (`torch.distributed.pipelining`); where that fails, blocks that form a
+plain chain are entered on the original modules (`chaining`). Before anybody relies on it, the cut
 network is proved equal to the whole one at two batch sizes.
 """
 
@@ -15,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch.distributed.pipelining import SplitPoint, pipeline
 
 from dfka_dist.errors import InputError
+from dfka_dist.models.chaining import ModuleStage, chained
+from dfka_dist.models.recording import CannotCut, SeveralTensors
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +57,9 @@ class BlockChain(nn.Module):
             KeyError: no stage holds it.
         """
         for stage in self.stages:
-            try:
-                return stage.get_submodule(path)
-            except AttributeError:
-                continue
+            part = _part(stage, path)
+            if part is not None:
+                return part
         raise KeyError(path)
 
     def holds(self, path: str) -> bool:
@@ -94,62 +96,93 @@ def cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) ->
             raise InputError(
                 f"{key}.blocks", f"no block is called {block!r}", f"some of {_choices(network)}"
             )
-    chain = _cut(network, blocks, example, key)
-    for batch in (example, example[:1]):
-        with torch.no_grad():
-            _prove_equal(chain, network, batch, key)
+    try:
+        return _exported(network, blocks, example)
+    except CannotCut as error:
+        refused = error
+    try:
+        chain = _proved(chained(network, blocks, example), network, example)
+    except CannotCut as error:
+        # The export only counts the blocks behind which there are several; the chain names them.
+        both = isinstance(error, SeveralTensors) and isinstance(refused, SeveralTensors)
+        reasons = [error] if both else [error, refused]
+        raise _uncuttable(key, reasons) from refused
+    log.info("%s is entered on its original modules; exported: %s", key, _short(refused))
     return chain
 
 
-def _cut(network: nn.Module, blocks: Sequence[str], example: Tensor, key: str) -> BlockChain:
-    spec = dict.fromkeys(blocks, SplitPoint.END)
+def _part(stage: nn.Module, path: str) -> nn.Module | None:
+    if isinstance(stage, ModuleStage):
+        return stage.part(path)
+    try:
+        return stage.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _exported(network: nn.Module, blocks: Sequence[str], example: Tensor) -> BlockChain:
+    """Cut by `torch.distributed.pipelining`; the network is left as it was."""
+    parts = [network.get_submodule(block) for block in blocks]
+    before = [dict(vars(part)) for part in parts]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe = pipeline(network, (example,), split_spec=spec)
+            pipe = pipeline(network, (example,), split_spec=dict.fromkeys(blocks, SplitPoint.END))
     except Exception as error:  # torch.export has no common error of its own
         cause: BaseException = error
         while cause.__cause__ is not None:  # the outermost says the same of every network
             cause = cause.__cause__
-        raise _uncuttable(key, str(cause)) from error
+        raise CannotCut(str(cause)) from error
+    finally:
+        for part, attributes in zip(parts, before, strict=True):
+            _unwrap(part, attributes)
     if pipe.num_stages != len(blocks) + 1:
-        raise _uncuttable(
-            key, f"{pipe.num_stages} stages came out for {len(blocks)} blocks and a head"
-        )
+        raise CannotCut(f"{pipe.num_stages} stages came out for {len(blocks)} blocks and a head")
     stages = [pipe.get_stage_module(index) for index in range(pipe.num_stages)]
+    for depth, stage in enumerate(stages[1:], 1):
+        assert isinstance(stage, fx.GraphModule)
+        if sum(node.op == "placeholder" for node in stage.graph.nodes) != 1:
+            raise SeveralTensors(f"behind block {depth} there are several tensors")
+    return _proved(stages, network, example)
+
+
+def _unwrap(part: nn.Module, before: dict[str, object]) -> None:
+    """Take away the `forward` with which the cutter marks the end of a block."""
+    for name in ("forward", "_orig_forward"):
+        vars(part).pop(name, None)
+        if name in before:
+            vars(part)[name] = before[name]
+
+
+@torch.no_grad()
+def _proved(stages: Sequence[nn.Module], network: nn.Module, example: Tensor) -> BlockChain:
+    """The chain of these stages, if it is the whole network at two batch sizes."""
+    for batch in (example, example[:1]):
+        whole, value = network(batch.clone()), batch.clone()
+        try:
+            for depth, stage in enumerate(stages, 1):
+                value = stage(value)
+                if not isinstance(value, Tensor):
+                    raise SeveralTensors(f"behind block {depth} there are several tensors")
+        except RuntimeError as error:
+            raise CannotCut(f"at batch size {len(batch)}: {error}") from error
+        if not isinstance(whole, Tensor) or not torch.equal(value, whole):
+            raise CannotCut(f"cut it differs from the whole one at batch size {len(batch)}")
     return BlockChain(stages)
 
 
-def _prove_equal(chain: BlockChain, network: nn.Module, batch: Tensor, key: str) -> None:
-    whole = network(batch.clone())
-    try:
-        value = batch.clone()
-        for depth, stage in enumerate(chain.stages, 1):
-            if _input_count(stage) != 1:
-                raise _uncuttable(key, f"behind block {depth - 1} there are several tensors")
-            value = stage(value)
-            if not isinstance(value, Tensor):
-                raise _uncuttable(key, f"behind block {depth} there are several tensors")
-    except RuntimeError as error:
-        raise _uncuttable(key, f"at batch size {len(batch)}: {error}") from error
-    if value.shape != whole.shape or not torch.equal(value, whole):
-        raise _uncuttable(
-            key, f"the cut network differs from the whole one at batch size {len(batch)}"
-        )
-
-
-def _input_count(stage: nn.Module) -> int:
-    assert isinstance(stage, fx.GraphModule)
-    return sum(node.op == "placeholder" for node in stage.graph.nodes)
-
-
-def _uncuttable(key: str, why: str) -> InputError:
-    reason = why.strip().splitlines()[0][:200] if why.strip() else "the export failed"
+def _uncuttable(key: str, reasons: Sequence[Exception]) -> InputError:
     return InputError(
         f"{key}.blocks",
-        f"this network cannot be cut there: {reason}",
+        f"this network cannot be cut there: {'; '.join(map(_short, reasons))}",
         "blocks between which one tensor flows",
     )
+
+
+def _short(reason: Exception) -> str:
+    """The first line of an error, without the full stop."""
+    lines = str(reason).strip().splitlines() or ["the export failed"]
+    return lines[0][:200].rstrip(". ")
 
 
 def _choices(network: nn.Module) -> str:
