@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfka_dist.curves import depth_curve, loss_curves
 from dfka_dist.progress import clock
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ Record = Mapping[str, Any]
 
 _CELL = 56  # pixels that a sample at least takes; more than 112 only cost space
 _ROWS = 100  # rows of a sample sheet: a thousand labels would make a picture nothing can open
-_POINTS = 300  # points of a loss curve, about one per pixel
 
 
 class MetricsLog:
@@ -137,7 +136,8 @@ def write_report(
         result=result,
         configuration=configuration,
         samples=base64.b64encode(samples.read_bytes()).decode() if samples.exists() else None,
-        curves=_curves(records),
+        curves=loss_curves(records),
+        depths=depth_curve(result),
         phases=_phase_rows(result, records),
         largest=max((teacher["parameters"] for teacher in result["teachers"]), default=0),
     )
@@ -186,37 +186,6 @@ def _grid(images: Tensor, per_row: int) -> tuple[np.ndarray[Any, Any], int]:
 
 def _short(label: str) -> str:
     return label if len(label) <= 24 else label[:23] + "…"
-
-
-def _curves(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One small picture per loss term: its values over all steps, phases side by side."""
-    own: dict[str, list[Record]] = {}
-    for record in records:
-        for term, value in record["losses"].items():
-            if math.isfinite(value):  # the report of a run that failed must still be drawn
-                own.setdefault(term, []).append(record)
-    return [_curve(term, found, records) for term, found in own.items()]
-
-
-def _curve(term: str, own: Sequence[Record], every: Sequence[Record]) -> dict[str, Any]:
-    """Points in a box of 100 by 100; a line is broken where a phase ends."""
-    values = [record["losses"][term] for record in own]
-    low, high = min(values), max(values)
-    first, last = every[0]["global_step"], every[-1]["global_step"]
-    stride = -(-len(own) // _POINTS)
-    lines: dict[str, list[str]] = {}
-    for at, (record, value) in enumerate(zip(own, values, strict=True)):
-        if at % stride == 0 or at == len(own) - 1:
-            across = 100 * (record["global_step"] - first) / max(last - first, 1)
-            up = 100 * (high - value) / ((high - low) or 1)
-            lines.setdefault(record["phase"], []).append(f"{across:.2f},{up:.2f}")
-    return {
-        "term": term,
-        "low": low,
-        "high": high,
-        "last": values[-1],
-        "lines": {phase: " ".join(points) for phase, points in lines.items()},
-    }
 
 
 def _phase_rows(result: Mapping[str, Any], records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """python jobs/pretrain.py --config jobs/presets/digits.yaml --output jobs/presets/digits
 
 Make the teachers of a configuration: every teacher is trained on all training images of the first
-data set, with its own label columns. For demonstrations and tests: real ones come from elsewhere.
+data set that is for it, with its own label columns. For demonstrations and tests: real ones come
+from elsewhere.
 """
 
 from __future__ import annotations
@@ -38,30 +39,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
     folder = commandline.output_folder(arguments, config, ["manifest.json"])
-    train, test = (_data(config, split) for split in ("train", "test"))
+    data = {spec.name: _data(config, spec) for spec in config.teachers}
     if arguments.dry_run:
-        names = ", ".join(spec.name for spec in config.teachers)
-        print(f"would train {names} on {len(train)} images into {folder}")
+        for name, (train, _) in data.items():
+            print(f"would train {name} on {len(train)} images of {train.name} into {folder}")
         return
     commandline.emptied(folder, ["manifest.json"])
     command = "python jobs/pretrain.py " + " ".join(shlex.quote(a) for a in (argv or sys.argv[1:]))
     manifest = {
         "command": command,
         "teachers": [
-            _make(s, config, train, test, folder, arguments.epochs) for s in config.teachers
+            _make(s, config, *data[s.name], folder, arguments.epochs) for s in config.teachers
         ],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _data(config: RunConfig, split: str) -> LabelledImages:
-    if not config.evaluations:
-        raise InputError("evaluations", "is missing", "a data set to train the teachers on")
-    name, spec = next(iter(config.evaluations.items()))
-    known = [label for teacher in config.teachers for label in teacher.labels]
-    return load_evaluation(
-        name, EvaluationSpec.model_validate(spec.model_dump() | {"split": split}), known
-    )
+def _data(config: RunConfig, teacher: TeacherSpec) -> tuple[LabelledImages, LabelledImages]:
+    """The images to train a teacher on, and those to score it on."""
+    for name, spec in config.evaluations.items():
+        if spec.teachers == "all" or teacher.name in spec.teachers:
+            train, test = (
+                load_evaluation(
+                    name,
+                    EvaluationSpec.model_validate(spec.model_dump() | {"split": split}),
+                    teacher.labels,
+                )
+                for split in ("train", "test")
+            )
+            return train, test
+    raise InputError("evaluations", f"has no data set for {teacher.name}", "one to train it on")
 
 
 def _make(
