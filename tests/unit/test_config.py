@@ -385,7 +385,7 @@ WRONG: dict[str, list[object]] = {
     "teachers": [[], {}, None, 5, "one", [None], [[]]],
     "teachers.0": [None, 5, [], {}],
     "teachers.0.name": ["two", "a/b", None, 0],
-    "teachers.0.source": ["", "builtin:", "hf:x/y", ":f", "a.b:", 5, None],
+    "teachers.0.source": ["", "builtin:", "hf:", ":f", "a.b:", 5, None],
     "teachers.0.weights": [5, [], {}, True],
     "teachers.0.arguments": [None, [], "x", {1: 2}],
     "teachers.0.task": [None, "multi", 1],
