@@ -146,7 +146,7 @@ def _read_shards(index: bytes, uri: str, key: str) -> Weights:
     """Files that lie beside their index, as transformers writes them; all of them are hashed."""
     try:
         names = sorted(set(json.loads(index)["weight_map"].values()))
-        whole = all(name == PurePosixPath(name).name for name in names)
+        whole = bool(names) and all(name == PurePosixPath(name).name for name in names)
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False
     if not whole:
