@@ -18,6 +18,7 @@ from typing import NoReturn
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, InputError, Interrupted
 from dfka_dist.loading import load
+from dfka_dist.models import completion
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +55,7 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
     Raises:
         InputError: it is wrong.
     """
-    return load(arguments.config, arguments.set)
+    return load(arguments.config, arguments.set, completion.complete)
 
 
 def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Collection[str]) -> Path:

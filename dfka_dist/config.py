@@ -46,7 +46,8 @@ Name = Annotated[
 Source = Annotated[
     str,
     _matching(
-        r"builtin:\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", "builtin:NAME or package.module:callable"
+        r"builtin:\w+|hf:.+|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
+        "builtin:NAME, hf:FOLDER, hf:HUB_ID or package.module:callable",
     ),
 ]
 ImageSource = Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,16 +19,25 @@ from dfka_dist.config import Node, RunConfig
 from dfka_dist.errors import InputError
 
 
-def load(path: str | Path, assignments: list[str] | None = None) -> RunConfig:
+def load(
+    path: str | Path,
+    assignments: list[str] | None = None,
+    complete: Callable[[dict[str, Any], Path], dict[str, Any]] = lambda tree, _folder: tree,
+) -> RunConfig:
     """Read a YAML file, apply `dotted.key=value` assignments, and validate the result.
+
+    Args:
+        complete: adds to the tree what the user leaves to other files to say; it is given the tree
+            and the folder where relative paths start.
 
     Raises:
         InputError: the file, an assignment or a value is wrong.
     """
+    folder = Path(path).resolve().parent
     tree = _read(Path(path))
     for assignment in assignments or []:
         _assign(tree, assignment)
-    return _absolute(parse(tree), Path(path).resolve().parent)
+    return _absolute(parse(complete(tree, folder)), folder)
 
 
 def parse(tree: object) -> RunConfig:
@@ -137,22 +147,27 @@ def _index(place: list[Any], part: str, key: str) -> int:
 def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     """Every relative path as an absolute one; `preset:` names and URIs stay as they are."""
     teachers = [
-        t.model_copy(update={"weights": _located(t.weights, folder)}) for t in config.teachers
+        t.model_copy(update={"weights": located(t.weights, folder)}) for t in config.teachers
     ]
     evaluations = {}
     for name, spec in config.evaluations.items():
         kind, colon, place = spec.source.partition(":")
         evaluations[name] = spec.model_copy(
-            update={"source": f"{kind}:{_located(place, folder)}"} if colon else {}
+            update={"source": f"{kind}:{located(place, folder)}"} if colon else {}
         )
     return config.model_copy(update={"teachers": teachers, "evaluations": evaluations})
 
 
-def _located(place: str | None, folder: Path) -> str | None:
+def located(place: str | None, folder: Path) -> str | None:
+    """A path as an absolute one; `preset:` names and URIs stay as they are.
+
+    A file that is a link keeps its own name, which says of what kind it is.
+    """
     if place is None or place.startswith("preset:") or re.match(r"^[a-z][a-z0-9+]*://", place):
         return place
     try:
-        return str((folder / Path(place).expanduser()).resolve())
+        path = folder / Path(place).expanduser()
+        return str(path.resolve() if path.name == ".." else path.parent.resolve() / path.name)
     except (RuntimeError, OSError, ValueError):
         return place  # whoever opens it says what is wrong with it
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import json
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import torch
 from pyarrow import ArrowException
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from dfka_dist.config import PRESETS, TeacherSpec
 from dfka_dist.errors import InputError
+from dfka_dist.models import huggingface
 from dfka_dist.models.backbones import BUILTIN
 
 State = dict[str, Tensor]
@@ -43,6 +45,8 @@ def build(spec: TeacherSpec, key: str) -> nn.Module:
         InputError: the source cannot be found or does not take the arguments.
     """
     kind, _, name = spec.source.partition(":")
+    if kind == "hf":
+        return huggingface.build(spec, key)
     arguments = dict(spec.arguments)
     if kind == "builtin":
         if name not in BUILTIN:
@@ -81,18 +85,9 @@ def read_weights(spec: TeacherSpec, key: str) -> Weights:
     if spec.weights is None:
         raise InputError(place, "is missing", "a .safetensors or .pt file")
     content = _read(spec.weights, place)
-    suffix = Path(spec.weights).suffix
-    if suffix == ".safetensors":
-        state = _from_safetensors(content, spec.weights, place)
-    elif suffix in (".pt", ".pth"):
-        state = _from_torch(content, spec.weights, place)
-    else:
-        raise InputError(
-            place,
-            f"{spec.weights} is neither .safetensors nor .pt",
-            "save the state dict as .safetensors",
-        )
-    return Weights(state, hashlib.sha256(content).hexdigest())
+    if spec.weights.endswith(".index.json"):
+        return _read_shards(content, spec.weights, place)
+    return Weights(_state(content, spec.weights, place), hashlib.sha256(content).hexdigest())
 
 
 def read_all_weights(specs: Sequence[TeacherSpec]) -> dict[str, Weights]:
@@ -134,6 +129,36 @@ def load_state(network: nn.Module, state: State, key: str) -> None:
     if {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float64}:
         network.double()
     network.load_state_dict(state, strict=False)
+
+
+def _state(content: bytes, uri: str, key: str) -> State:
+    path = PurePosixPath(uri)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(content, uri, key)
+    if path.suffix in (".pt", ".pth") or path.match("pytorch_model*.bin"):
+        return _from_torch(content, uri, key)
+    raise InputError(
+        key, f"{uri} is neither .safetensors nor .pt", "save the state dict as .safetensors"
+    )
+
+
+def _read_shards(index: bytes, uri: str, key: str) -> Weights:
+    """Files that lie beside their index, as transformers writes them; all of them are hashed."""
+    try:
+        names = sorted(set(json.loads(index)["weight_map"].values()))
+        whole = bool(names) and all(name == PurePosixPath(name).name for name in names)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(key, f"{uri} lists no files of weights", "an intact index")
+    state: State = {}
+    digest = hashlib.sha256(index)
+    for name in names:
+        place = uri.rpartition("/")[0] + f"/{name}"
+        content = _read(place, key)
+        digest.update(content)
+        state |= _state(content, place, key)
+    return Weights(state, digest.hexdigest())
 
 
 def _imported(module: str, name: str, key: str) -> Callable[..., object]:

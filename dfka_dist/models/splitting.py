@@ -186,8 +186,25 @@ def _short(reason: Exception) -> str:
 
 
 def _choices(network: nn.Module) -> str:
-    """Module names a user may have meant: children, and grandchildren where those are few."""
+    """Module names a user may have meant: children, and the outermost parts that come in rows.
+
+    Where there are no rows, grandchildren if children are few.
+    """
     names = [name for name, _ in network.named_modules() if name and name.count(".") <= 1]
     top = [name for name in names if "." not in name]
-    shown = top if len(top) > 2 else names
-    return ", ".join(shown[:40])
+    row = _outermost_row(network)
+    shown = [*top, *row] if row or len(top) > 2 else names
+    return ", ".join(dict.fromkeys(shown[:40]))
+
+
+def _outermost_row(network: nn.Module) -> list[str]:
+    """Names of composite parts of a list or a sequence, those with the fewest dots."""
+    row = [
+        f"{path}.{name}"
+        for path, part in network.named_modules()
+        if path and isinstance(part, nn.ModuleList | nn.Sequential)
+        for name, inner in part.named_children()
+        if any(True for _ in inner.children())
+    ]
+    least = min((name.count(".") for name in row), default=0)
+    return [name for name in row if name.count(".") == least]

@@ -165,7 +165,7 @@ class TargetNet(nn.Module):
         design = _read_design(place / "config.json")
         for branch in design.branches:
             module = branch.teacher.source.partition(":")[0]
-            if module != "builtin" and module not in allow_code:
+            if module not in ("builtin", "hf") and module not in allow_code:
                 raise InputError(
                     "allow_code", f"{place} needs code from {module}", f'allow_code=["{module}"]'
                 )

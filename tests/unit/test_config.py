@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.errors import InputError
-from dfka_dist.loading import dump, load, parse
+from dfka_dist.loading import dump, load, located, parse
 
 DIGITS = PRESETS / "digits.yaml"
 
@@ -147,6 +147,33 @@ def test_relative_weights_start_at_the_files_own_folder(
     path = written(tmp_path, valid())
     monkeypatch.chdir("/")
     assert load(path).teachers[0].weights == str(tmp_path / "weights" / "one.pt")
+
+
+def test_a_linked_file_keeps_its_own_name_and_with_it_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "blob").touch()
+    (tmp_path / "linked.pt").symlink_to(tmp_path / "blob")
+    config = loaded(tmp_path, "teachers.0.weights=linked.pt")
+    assert config.teachers[0].weights == str(tmp_path / "linked.pt")
+
+
+@pytest.mark.parametrize(("place", "found"), [("..", ""), (".", "inner"), ("../x", "x")])
+def test_folders_in_a_path_are_resolved(tmp_path: Path, place: str, found: str) -> None:
+    (tmp_path / "inner").mkdir()
+    assert located(place, tmp_path / "inner") == str(tmp_path / found)
+
+
+def test_what_the_user_leaves_unsaid_may_be_completed_in_front_of_validation(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, valid())
+    seen: list[Path] = []
+
+    def complete(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+        seen.append(folder)
+        return tree | {"target": {"labels": ["b"]}}
+
+    assert load(path, ["target.labels=5"], complete).target.labels == ["b"]
+    assert seen == [tmp_path]
 
 
 def test_relative_data_start_at_the_files_own_folder(tmp_path: Path) -> None:
@@ -385,7 +412,7 @@ WRONG: dict[str, list[object]] = {
     "teachers": [[], {}, None, 5, "one", [None], [[]]],
     "teachers.0": [None, 5, [], {}],
     "teachers.0.name": ["two", "a/b", None, 0],
-    "teachers.0.source": ["", "builtin:", "hf:x/y", ":f", "a.b:", 5, None],
+    "teachers.0.source": ["", "builtin:", "hf:", ":f", "a.b:", 5, None],
     "teachers.0.weights": [5, [], {}, True],
     "teachers.0.arguments": [None, [], "x", {1: 2}],
     "teachers.0.task": [None, "multi", 1],

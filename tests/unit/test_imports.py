@@ -14,13 +14,15 @@ import dfka_dist
 
 PACKAGE = Path(dfka_dist.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("ray", "deepspeed", "transformers")
+HEAVY = ("ray", "deepspeed", "transformers", "huggingface_hub")
 LIGHT = [
     "dfka_dist",
     "dfka_dist.losses",
     "dfka_dist.config",
     "dfka_dist.commandline",
     "dfka_dist.progress",
+    "dfka_dist.models.completion",
+    "dfka_dist.models.huggingface",
     "dfka_dist.models.target",
     "dfka_dist.teachers.local",
     "dfka_dist.teachers.wire",
@@ -59,7 +61,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("module", [*LIGHT, *TESTS])
-def test_importing_loads_neither_ray_nor_deepspeed_nor_transformers(
+def test_importing_loads_neither_ray_nor_deepspeed_nor_hugging_face(
     loaded_after: dict[str, list[str]], module: str
 ) -> None:
     assert loaded_after[module] == []
