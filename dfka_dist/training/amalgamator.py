@@ -225,8 +225,12 @@ class Amalgamator:
             f"depth {depth}": branching.design(branching.everywhere(depth))
             for depth in range(1, branching.trunk.depth + 1)
         }
-        wanted = {TUNED: branching.design(chosen)}
-        return wanted | {n: d for n, d in every.items() if steps and d != wanted[TUNED]}
+        every["least dual loss"] = branching.design(branching.choose(learned.losses))
+        designs = {TUNED: branching.design(chosen)}
+        for name, design in every.items():
+            if steps and design not in designs.values():
+                designs[name] = design
+        return designs
 
     def _fine_tune(
         self, supply: Supply, dual: DualState, designs: dict[str, Architecture]

@@ -1,0 +1,164 @@
+"""The table of what every part of the method adds to the target."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfka_dist.benchmarks.rows import Row, run
+from dfka_dist.config import RunConfig
+from dfka_dist.errors import InputError
+
+SEEDS = (0, 1, 2)
+"""Of the joint recipe and of the references; every other row has the first."""
+PAPER = (
+    "training.recipe=paper",
+    "training.sampled_labels=false",
+    "losses.one_hot=1.0",
+    "losses.activation=0.1",
+    "losses.entropy=5.0",
+    "losses.discrete=6.5",
+    "losses.group=1.0",
+    "losses.batch_norm=0.0",
+    "losses.adversarial=0.0",
+    "losses.diversity=0.0",
+    "losses.logits=0.0",
+)
+"""Equations 2 to 16 and nothing else, as in the preset paper."""
+WITHOUT = {
+    "group": ("losses.group=0.0",),
+    "batch_norm": ("losses.batch_norm=0.0",),
+    "adversarial": ("losses.adversarial=0.0",),
+    "diversity": ("losses.diversity=0.0",),
+    "sampled labels": ("training.sampled_labels=false",),
+    # every image of the newest batch, and next to nothing of what was before
+    "memory": ("training.memory_megabytes=1", "training.fresh_every=1"),
+}
+"""What a row of the joint recipe goes without, by what that changes."""
+
+Table = dict[str, Any]
+
+
+def rows(config: RunConfig, steps: int) -> list[Row]:
+    """Every run of the table.
+
+    Args:
+        steps: of the joint recipe; the others get as many images to learn from.
+    """
+    joint = (f"training.steps={steps}", f"training.branch_steps={max(1, steps // 10)}")
+    half = (f"training.steps={steps // 2}", f"training.block_steps={max(1, steps // 4)}")
+    given = (
+        "training.recipe=distill",
+        f"training.steps={steps * config.training.dual_steps}",
+        "training.branch_steps=0",
+    )
+    return [
+        *[Row("joint", joint, seed) for seed in SEEDS],
+        *[Row(f"without {name}", (*joint[:1], *changes)) for name, changes in WITHOUT.items()],
+        Row("paper", (*PAPER, *half)),
+        Row("paper without link", (*PAPER, *half, "losses.link=0.0")),
+        *[Row("noise images", (*given, "training.images=noise"), seed) for seed in SEEDS],
+        *[Row("real images", (*given, f"training.images={_real(config)}"), s) for s in SEEDS],
+    ]
+
+
+def table(
+    config: RunConfig, source: Path, steps: int, place: Path, say: Callable[[str], None]
+) -> Table:
+    """Run what was not run before, and put everything side by side.
+
+    Raises:
+        InputError: the configuration has no data that cover all labels.
+        RunFailed: a run ended otherwise than well.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(config, steps):
+        result = run(row, source, place, say)
+        if result["evaluation"] is None or result["evaluation"]["dataset"] is None:
+            raise InputError("evaluations", "cover not all labels", "a data set of all labels")
+        found.setdefault(row.name, []).append(result)
+    lines = {name: _line(results, _chosen) for name, results in found.items()}
+    joint = found["joint"]
+    lines["joint without fine-tune"] = _line(joint, _untuned)
+    lines["joint regrouped at argmin"] = _line(joint, _regrouped)
+    return {"config": config.run.name, "steps": steps, "rows": lines}
+
+
+def text(made: Table) -> str:
+    """The table as Markdown."""
+    head = "| row | seeds | top-1 | kept | mAP | kept | parameters | seconds | GiB |"
+    lines = [head, "|---" * 9 + "|"]
+    for name, row in made["rows"].items():
+        cells = [name, len(row["seeds"])]
+        for key in ("accuracy", "retention_accuracy", "mAP", "retention_mAP"):
+            cells.append(f"{row[key]:.4f}")
+        cells += [f"{row['parameters']:,}", f"{row['seconds']:.0f}", f"{row['peak_gib']:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def draw(made: Table, path: Path) -> None:
+    """The table as a picture: retention of top-1, a bar for each row."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    names = list(made["rows"])[::-1]
+    kept = [made["rows"][name]["retention_accuracy"] for name in names]
+    figure = Figure(figsize=(8, 0.36 * len(names) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names, kept, color=["#1f6f8b" if n == "joint" else "#b3bac2" for n in names])
+    for at, value in enumerate(kept):
+        axes.text(value, at, f" {value:.3f}", va="center", fontsize=8)
+    axes.set(xlim=(0, 1.08), xlabel="top-1 of the target / top-1 of the teachers side by side")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _line(
+    results: Sequence[Mapping[str, Any]], network: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Means over seeds."""
+    own = [network(result) for result in results]
+
+    def mean(values: Sequence[float]) -> float:
+        return round(statistics.fmean(values), 6)
+
+    return {
+        "seeds": [result["seed"] for result in results],
+        "accuracy": mean([each["target"]["accuracy"] for each in own]),
+        "mAP": mean([each["target"]["mAP"] for each in own]),
+        "retention_accuracy": mean([each["retention"]["accuracy"] for each in own]),
+        "retention_mAP": mean([each["retention"]["mAP"] for each in own]),
+        "each_retention_accuracy": [each["retention"]["accuracy"] for each in own],
+        "parameters": own[0]["parameters"],
+        "seconds": mean([sum(p["seconds"] for p in result["phases"]) for result in results]),
+        "peak_gib": round(max(result["peak_bytes"] for result in results) / 2**30, 2),
+    }
+
+
+def _chosen(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(each for each in result["candidates"] if each["name"] == result["chosen"])
+
+
+def _untuned(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The best network before the fine-tune."""
+    before = [each for each in result["candidates"] if each["name"] != "fine-tuned"]
+    return max(before, key=lambda each: float(each["agreement"]))
+
+
+def _regrouped(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network whose branches leave where each teacher's dual loss is least."""
+    best = {name: int(min(own, key=own.get)) for name, own in result["dual_losses"].items()}
+    networks = [
+        *result["depths"],
+        _chosen(result) | {"branch_points": result["target"]["branch_points"]},
+    ]
+    return next(each for each in networks if each["branch_points"] == best)
+
+
+def _real(config: RunConfig) -> str:
+    """The images that the first data set trains on."""
+    if not config.evaluations:
+        raise InputError("evaluations", "is missing", "a data set to score on")
+    return next(iter(config.evaluations.values())).source
