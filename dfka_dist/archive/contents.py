@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ class Contents(Node):
     shape: tuple[Count, Count, Count]
     """(C, H, W)"""
 
-    @property
+    @cached_property
     def schema(self) -> Any:
         """The columns of a shard, as a `pyarrow.Schema`.
 
@@ -61,7 +62,7 @@ class Contents(Node):
         fields = [pyarrow.field(name, kind, nullable=False) for name, kind in types.items()]
         return pyarrow.schema(fields, metadata={METADATA: self.model_dump_json()})
 
-    @property
+    @cached_property
     def row(self) -> np.dtype[np.void]:
         """What training needs of one row, as it is kept in memory."""
         logits = [(logits_of(t.name), "<f4", (len(t.labels),)) for t in self.teachers]

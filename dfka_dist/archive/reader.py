@@ -74,20 +74,15 @@ class Archive:
         if not names:
             what = "holds no Parquet file" if place.exists() else "does not exist"
             raise place.error(what, _REMEDY)
-        shards = {name: _footer(place, name) for name in names}
-        for name, (contents, _) in shards.items():
-            if contents != shards[names[0]][0]:
+        footers = [_footer(place, name) for name in names]
+        first = footers[0][0]
+        groups: list[_RowGroup] = []
+        for name, (contents, footer) in zip(names, footers, strict=True):
+            if contents != first:
                 what = f"holds two archives: {names[0]} and {name} differ"
                 raise place.error(what, "the shards of one run")
-        archive = cls(
-            place,
-            shards[names[0]][0],
-            [
-                _RowGroup(name, footer, number)
-                for name, (_, footer) in shards.items()
-                for number in range(footer.num_row_groups)
-            ],
-        )
+            groups += [_RowGroup(name, footer, i) for i in range(footer.num_row_groups)]
+        archive = cls(place, first, groups)
         if not len(archive):
             raise place.error("holds no image", _REMEDY)
         return archive
@@ -118,6 +113,8 @@ class Archive:
 
     def check(self, specs: Sequence[TeacherSpec], labels: Sequence[str], key: str) -> None:
         """Make sure that it fits a run: the same teachers, and answers for every wanted label.
+
+        A label that a teacher knows is enough, even if no image was made to show it.
 
         Args:
             labels: what the target shall know.

@@ -162,7 +162,11 @@ class _Shard:
         self._stream = place.create(name)
         # A dictionary is only in the way of numbers that never come again.
         self._writer = parquet.ParquetWriter(
-            self._stream, schema, compression="zstd", use_dictionary=["asked.list.element"]
+            self._stream,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["asked.list.element"],
         )
 
     def write(self, group: Any) -> None:
