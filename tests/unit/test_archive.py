@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
+from pyarrow import fs, parquet
 from torch import Tensor
 
 from dfka_dist.archive import (
@@ -203,6 +203,15 @@ def test_tensors_may_be_changed_after_they_were_added(tmp_path: Path) -> None:
         given["logits"]["first"].zero_()
     (batch,) = taken(Archive.open(str(tmp_path), KEY), 1, size=4)
     assert sorted(numbers(batch)) == [0, 1, 2, 3]
+
+
+def test_images_in_any_memory_format_are_kept_as_they_are(tmp_path: Path) -> None:
+    given = made(0, 4)
+    images = given["images"].to(memory_format=torch.channels_last)
+    with writer(tmp_path) as writing:
+        writing.add(first_column=0, **(given | {"images": images.requires_grad_()}))
+    (batch,) = taken(Archive.open(str(tmp_path), KEY), 1, size=4)
+    assert batch.images.equal(given["images"].half().float()[numbers(batch)])
 
 
 # where it may be written
@@ -465,3 +474,63 @@ def test_a_label_that_no_teacher_in_it_knows_is_refused(
     archive: Archive, specs: list[TeacherSpec]
 ) -> None:
     assert "knows e" in refusal(lambda: archive.check(specs, ["a", "e"], KEY)).what
+
+
+# an object store
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Callable[[str], str]]:
+    """A server that speaks S3's protocol; gives the URI of a folder in its only bucket."""
+    from moto.server import ThreadedMotoServer  # a second to import
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+
+    def uri(folder: str, bucket: str = "bucket") -> str:
+        return f"s3://user:secret@{bucket}/{folder}?{options}"
+
+    files, path = fs.FileSystem.from_uri(uri("") + "&allow_bucket_creation=true")
+    files.create_dir(path)
+    yield uri
+    server.stop()
+
+
+def test_an_object_store_holds_an_archive_like_a_disk(
+    bucket: Callable[..., str], tmp_path: Path
+) -> None:
+    place = bucket("some/archive")
+    refuse_existing(place, KEY)
+    for folder in (place, tmp_path):
+        filled(folder, [10, 7], rows_per_shard=5)
+        filled(folder, [24], rank=1)
+    assert refusal(lambda: refuse_existing(place, KEY)).key == KEY
+    remote, local = (Archive.open(str(folder), KEY) for folder in (place, tmp_path))
+    assert len(remote) == 41
+    for batch, same in zip(taken(remote, 10), taken(local, 10), strict=True):
+        assert batch.images.equal(same.images) and numbers(batch) == numbers(same)
+
+
+def test_an_object_store_shows_a_shard_only_when_it_is_complete(
+    bucket: Callable[..., str],
+) -> None:
+    place = bucket("unfinished")
+    with writer(place, rows_per_shard=1500) as writing:
+        writing.add(first_column=0, **made(0, 1100))
+        refuse_existing(place, KEY)
+    assert len(Archive.open(place, KEY)) == 1100
+
+
+def test_a_missing_prefix_is_refused_without_telling_the_password(
+    bucket: Callable[..., str],
+) -> None:
+    error = refusal(lambda: Archive.open(bucket("none"), KEY))
+    assert error.what == "s3://bucket/none does not exist"
+
+
+def test_a_bucket_that_cannot_be_made_is_refused(bucket: Callable[..., str]) -> None:
+    error = refusal(lambda: writer(bucket("archive", bucket="other")))
+    assert "s3://other/archive cannot be written" in error.what
+    assert "secret" not in str(error)
