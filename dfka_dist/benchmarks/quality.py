@@ -150,10 +150,8 @@ def _untuned(result: Mapping[str, Any]) -> Mapping[str, Any]:
 def _regrouped(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """The network whose branches leave where each teacher's dual loss is least."""
     best = {name: int(min(own, key=own.get)) for name, own in result["dual_losses"].items()}
-    networks = [
-        *result["depths"],
-        _chosen(result) | {"branch_points": result["target"]["branch_points"]},
-    ]
+    chosen = {**_chosen(result), "branch_points": result["target"]["branch_points"]}
+    networks: list[Mapping[str, Any]] = [*result["depths"], chosen]
     return next(each for each in networks if each["branch_points"] == best)
 
 

@@ -27,6 +27,7 @@ LIGHT = [
     "dfka_dist.teachers.local",
     "dfka_dist.teachers.wire",
     "dfka_dist.teachers.placement",
+    "dfka_dist.archive",
     "dfka_dist.data",
     "dfka_dist.evaluation",
     "dfka_dist.report",

@@ -1,0 +1,12 @@
+"""The synthesized set as an artefact: every image and what the teachers said of it, in Parquet.
+
+An archive is a folder of shards, on a disk or at any `pyarrow.fs` URI. Every worker writes shards
+of its own; who trains a target from an archive later needs neither generator nor teachers.
+"""
+
+from dfka_dist.archive.contents import ArchivedTeacher
+from dfka_dist.archive.place import refuse_existing
+from dfka_dist.archive.reader import Archive, ArchivedBatch
+from dfka_dist.archive.writer import ArchiveWriter
+
+__all__ = ["Archive", "ArchiveWriter", "ArchivedBatch", "ArchivedTeacher", "refuse_existing"]

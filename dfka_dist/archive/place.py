@@ -1,0 +1,135 @@
+"""The folder of an archive, on whatever file system: what lies there, and how a shard appears."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyarrow import ArrowException, fs
+
+from dfka_dist.errors import InputError
+
+ENDING = ".parquet"
+UNREACHABLE = (OSError, ArrowException, ValueError)
+"""What pyarrow raises where something is missing, broken or forbidden."""
+_PARTIAL = ".partial"
+_RENAMING = ("local", "hdfs")
+"""Where a file can be seen half written, and renaming is a single act. An object store shows a file
+when it is closed, and would have to copy it to give it another name."""
+
+
+def refuse_existing(uri: str, key: str) -> None:
+    """Make sure that a new archive can begin at a place. Nothing is changed there.
+
+    Args:
+        uri: absolute path or `pyarrow.fs` URI of a folder, which need not be there yet.
+        key: configuration key that an error names.
+
+    Raises:
+        InputError: the place holds Parquet files, is a file, or cannot be reached.
+    """
+    Place(uri, key).refuse("")
+
+
+class Place:
+    """A folder by its absolute path or `pyarrow.fs` URI.
+
+    Args:
+        key: configuration key that errors name.
+
+    Raises:
+        InputError: there is no such kind of file system.
+    """
+
+    def __init__(self, uri: str, key: str) -> None:
+        self._uri, self._key = uri, key
+        # A URI can hold a password, which belongs in no message.
+        parts = urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]
+        self._shown = f"{parts.scheme}://{host}{parts.path}" if "://" in uri else uri
+        try:
+            local = "://" not in uri
+            files, folder = (fs.LocalFileSystem(), uri) if local else fs.FileSystem.from_uri(uri)
+        except UNREACHABLE as error:
+            raise self.unreachable(error) from None
+        self._files: Any = files
+        self._folder: str = folder.rstrip("/")
+        self._renaming = files.type_name in _RENAMING
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def shards(self) -> list[str]:
+        """Names of the complete Parquet files, sorted.
+
+        Raises:
+            InputError: the place cannot be listed.
+        """
+        try:
+            inside = self._files.get_file_info(fs.FileSelector(self._folder, allow_not_found=True))
+        except UNREACHABLE as error:
+            raise self.unreachable(error) from None
+        return sorted(info.base_name for info in inside if info.base_name.endswith(ENDING))
+
+    def exists(self) -> bool:
+        """Whether there is anything at this place."""
+        found: bool = self._files.get_file_info(self._folder).type != fs.FileType.NotFound
+        return found
+
+    def refuse(self, prefix: str) -> None:
+        """Refuse a place with Parquet files whose names begin with `prefix`.
+
+        Raises:
+            InputError: it has some, or cannot be listed.
+        """
+        if any(name.startswith(prefix) for name in self.shards()):
+            raise self.error("already holds an archive", "another place")
+
+    def make(self) -> None:
+        """Make the folder, and prove that files can be written there.
+
+        Raises:
+            InputError: it cannot.
+        """
+        try:
+            self._files.create_dir(self._folder, recursive=True)  # an object store refuses here
+            if self._renaming:
+                probe = f"{self._folder}/.writable{_PARTIAL}"
+                self._files.open_output_stream(probe).close()
+                self._files.delete_file(probe)
+        except UNREACHABLE as error:
+            what = f"cannot be written: {self.plain(error)}"
+            raise self.error(what, "a place where files can be written") from None
+
+    def create(self, name: str) -> Any:
+        """A stream for a new file, which readers see after `publish`."""
+        return self._files.open_output_stream(self._path(name) + self._suffix)
+
+    def publish(self, name: str) -> None:
+        """Give a file that was closed its own name."""
+        if self._renaming:
+            self._files.move(self._path(name) + self._suffix, self._path(name))
+
+    def open(self, name: str) -> Any:
+        """A file for random access."""
+        return self._files.open_input_file(self._path(name))
+
+    def error(self, what: str, remedy: str) -> InputError:
+        """An error about this place."""
+        return InputError(self._key, f"{self._shown} {what}", remedy)
+
+    def unreachable(self, error: BaseException, name: str = "") -> InputError:
+        """An error about this place, or a file there, because of what pyarrow said."""
+        what = f"{name} cannot be read: {self.plain(error)}".lstrip()
+        return self.error(what, "a folder or a pyarrow.fs URI that can be read")
+
+    def plain(self, error: BaseException) -> str:
+        """What pyarrow said, without what nobody may see."""
+        return str(error).replace(self._uri, self._shown)
+
+    @property
+    def _suffix(self) -> str:
+        return _PARTIAL if self._renaming else ""
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"

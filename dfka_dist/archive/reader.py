@@ -1,0 +1,255 @@
+"""Reading an archive as an endless stream of shuffled batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pyarrow import ArrowException, parquet
+from pydantic import ValidationError
+from torch import Tensor
+
+from dfka_dist.archive.contents import METADATA, ArchivedTeacher, Contents, logits_of
+from dfka_dist.archive.order import Window, windows
+from dfka_dist.archive.place import Place
+from dfka_dist.config import TeacherSpec
+from dfka_dist.errors import InputError
+
+_BUFFER = 2**28
+_REMEDY = "an archive that a run wrote"
+_INTACT = "intact shards of one archive"
+_BROKEN = (OSError, ArrowException)
+Rows = npt.NDArray[np.void]
+"""(n,) of `Contents.row`."""
+
+
+@dataclass(frozen=True)
+class ArchivedBatch:
+    """Images out of an archive, with what each teacher said of them."""
+
+    images: Tensor
+    """(n, C, H, W) float32 in [0, 1]"""
+    homes: Tensor
+    """(n,) int64, the number in `Archive.teachers` of the one that an image was made for, or -1."""
+    logits: dict[str, Tensor]
+    """Per teacher (n, K) float32."""
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    shard: str
+    footer: Any
+    number: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.footer.row_group(self.number).num_rows)
+
+
+class Archive:
+    """The images and answers that a run has written; `open` makes one."""
+
+    def __init__(self, place: Place, contents: Contents, groups: Sequence[_RowGroup]) -> None:
+        self._place, self._contents, self._groups = place, contents, groups
+        self._sizes = [group.rows for group in groups]
+
+    @classmethod
+    def open(cls, uri: str, key: str) -> Self:
+        """Read what every shard says of itself.
+
+        Args:
+            uri: absolute path or `pyarrow.fs` URI of the folder.
+            key: configuration key that errors name, now and while batches are read.
+
+        Raises:
+            InputError: there is no archive, it is empty, or a shard is truncated or of another
+                archive.
+        """
+        place = Place(uri, key)
+        names = place.shards()
+        if not names:
+            what = "holds no Parquet file" if place.exists() else "does not exist"
+            raise place.error(what, _REMEDY)
+        footers = [_footer(place, name) for name in names]
+        first = footers[0][0]
+        groups: list[_RowGroup] = []
+        for name, (contents, footer) in zip(names, footers, strict=True):
+            if contents != first:
+                what = f"holds two archives: {names[0]} and {name} differ"
+                raise place.error(what, "the shards of one run")
+            groups += [_RowGroup(name, footer, i) for i in range(footer.num_row_groups)]
+        archive = cls(place, first, groups)
+        if not len(archive):
+            raise place.error("holds no image", _REMEDY)
+        return archive
+
+    @property
+    def run(self) -> str:
+        """Name of the run that made it."""
+        return self._contents.run
+
+    @property
+    def teachers(self) -> list[ArchivedTeacher]:
+        """Whose answers it holds."""
+        return self._contents.teachers
+
+    @property
+    def labels(self) -> list[str]:
+        """What its images were asked to show, some of these."""
+        return self._contents.labels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self._contents.shape
+
+    def __len__(self) -> int:
+        """Rows, that is images."""
+        return sum(self._sizes)
+
+    def check(self, specs: Sequence[TeacherSpec], labels: Sequence[str], key: str) -> None:
+        """Make sure that it fits a run: the same teachers, and answers for every wanted label.
+
+        A label that a teacher knows is enough, even if no image was made to show it.
+
+        Args:
+            labels: what the target shall know.
+            key: configuration key that an error names.
+
+        Raises:
+            InputError: naming the first thing that differs.
+        """
+        names = [teacher.name for teacher in self.teachers]
+        asked = [spec.name for spec in specs]
+        if names != asked:
+            what = f"{self._place} holds answers of {', '.join(names)}, not of {', '.join(asked)}"
+            raise InputError(key, what, "the same teachers in the same order")
+        for teacher, spec in zip(self.teachers, specs, strict=True):
+            for field in ("task", "labels"):
+                then, now = getattr(teacher, field), getattr(spec, field)
+                if then != now:
+                    what = f"{self._place} has other {field} for {spec.name}: {_shown(then)}"
+                    raise InputError(key, what, f"the same, in order; here they are {_shown(now)}")
+        known = list(dict.fromkeys(label for t in self.teachers for label in t.labels))
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            what = f"no teacher in {self._place} knows {_shown(unknown)}"
+            raise InputError(key, what, f"some of {_shown(known)}")
+
+    def batches(
+        self, *, size: int, seed: int, shares: int = 1, share: int = 0, buffer: int = _BUFFER
+    ) -> Iterator[ArchivedBatch]:
+        """Batches without end: epochs, each of every row once, in an order that the seed decides.
+
+        Every share reads the whole archive and keeps its own rows: the shares of a batch, one
+        after another, are the batch that a single worker gets. A batch may reach into the next
+        epoch.
+
+        Args:
+            size: rows of a global batch, a multiple of `shares`.
+            share: which part of every global batch is wanted.
+            buffer: bytes in which rows are mixed, over all shares together. The order depends on
+                it. Besides, a row group or two and a batch are in memory.
+
+        Raises:
+            InputError: while iterating, where a shard cannot be read.
+        """
+        assert size > 0 and size % shares == 0 and 0 <= share < shares
+        return self._batches(size, seed, shares, share, self._contents.rows_in(buffer))
+
+    def _batches(
+        self, size: int, seed: int, shares: int, share: int, most: int
+    ) -> Iterator[ArchivedBatch]:
+        part, position = size // shares, 0
+        rest = np.empty(0, self._contents.row)
+        for window in windows(self._sizes, seed=seed, most=most):
+            columns = (position + np.arange(len(window.order))) % size
+            rows = self._read(window, window.order[columns // part == share])
+            position = (position + len(window.order)) % size
+            taken = 0
+            while len(rest) + len(rows) - taken >= part:
+                end = taken + part - len(rest)
+                yield self._batch(np.concatenate([rest, rows[taken:end]]))
+                rest, taken = rest[:0], end
+            # A copy, for a view would keep the whole window in memory beside the next.
+            rest = np.concatenate([rest, rows[taken:]])
+            del rows
+
+    def _read(self, window: Window, wanted: npt.NDArray[np.int64]) -> Rows:
+        """Some rows of a window, in the order in which they are wanted."""
+        rows = np.empty(len(wanted), self._contents.row)
+        places = wanted.argsort()
+        ends = np.cumsum([self._sizes[group] for group in window.groups])
+        parts = np.split(places, np.searchsorted(wanted[places], ends))
+        for group, end, to in zip(window.groups, ends, parts, strict=False):
+            if len(to):
+                inside = wanted[to] - (end - self._sizes[group])
+                for name, values in self._columns(self._groups[group]).items():
+                    rows[name][to] = values[inside]
+        return rows
+
+    def _columns(self, group: _RowGroup) -> dict[str, npt.NDArray[Any]]:
+        kinds = self._contents.row
+        names = list(kinds.names or ())
+        try:
+            with self._place.open(group.shard) as stream:
+                file = parquet.ParquetFile(stream, metadata=group.footer)
+                table = file.read_row_group(group.number, columns=names).combine_chunks()
+        except _BROKEN as error:
+            raise self._place.unreachable(error, group.shard) from None
+        return {name: _values(table[name].chunk(0), kinds[name]) for name in names}
+
+    def _batch(self, rows: Rows) -> ArchivedBatch:
+        logits = {t.name: rows[logits_of(t.name)] for t in self.teachers}
+        return ArchivedBatch(
+            images=torch.from_numpy(rows["image"].astype(np.float32)),
+            homes=torch.from_numpy(rows["home"].astype(np.int64)),
+            logits={
+                name: torch.from_numpy(said.astype(np.float32)) for name, said in logits.items()
+            },
+        )
+
+
+def _footer(place: Place, name: str) -> tuple[Contents, Any]:
+    """What a shard says of itself, and where its row groups are.
+
+    Raises:
+        InputError: it is truncated, or no shard of an archive.
+    """
+    try:
+        with place.open(name) as stream:
+            file = parquet.ParquetFile(stream)
+            schema, footer = file.schema_arrow, file.metadata
+    except _BROKEN as error:
+        what = f"{name} is truncated or no Parquet file: {place.plain(error)}"
+        raise place.error(f"holds a broken shard: {what}", _INTACT) from None
+    said = (schema.metadata or {}).get(METADATA)
+    if said is None:
+        raise place.error(f"holds no archive: {name} has no dfka_dist metadata", _REMEDY)
+    try:
+        contents = Contents.model_validate_json(said)
+    except ValidationError as error:
+        what = f"{name} is of another format: {error.errors()[0]['msg']}"
+        raise place.error(f"cannot be read: {what}", "an archive of this version") from None
+    if not schema.equals(contents.schema):
+        raise place.error(f"cannot be read: {name} has other columns than it says", _INTACT)
+    return contents, footer
+
+
+def _values(column: Any, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A column as an array (rows, *shape of one value)."""
+    if kind.base == np.dtype("<f2"):  # bytes, for pyarrow
+        count = len(column) * kind.itemsize // 2
+        flat = np.frombuffer(column.buffers()[1], kind.base, count, column.offset * kind.itemsize)
+    else:
+        flat = (column.flatten() if kind.shape else column).to_numpy(zero_copy_only=False)
+    values: npt.NDArray[Any] = flat.reshape(-1, *kind.shape)
+    return values
+
+
+def _shown(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
