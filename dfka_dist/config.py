@@ -125,6 +125,8 @@ class TargetSpec(Node):
     branch: Literal["last", "best"] | Count | dict[Name, Count] = "last"
     """Depth at which a teacher's branch leaves the trunk: behind the last block, where its dual
     loss is least, or as given, for all or by teacher."""
+    start: str | None = None
+    """A saved target to go on with: its folder; recipe distill."""
     max_parameters: Count | None = None
     """What the target may hold; branches are then the best that fit."""
 
@@ -321,6 +323,12 @@ class RunConfig(Node):
                 f"is {training.images or 'missing'} with the recipe {training.recipe}",
                 "an image source with the recipe distill, and only there",
             )
+        if self.target.start is not None and training.recipe != "distill":
+            raise InputError(
+                "target.start",
+                f"is given to the recipe {training.recipe}",
+                "training.recipe distill",
+            )
         if training.archive is not None and training.recipe == "distill":
             raise InputError(
                 "training.archive", "nothing is synthesized by the recipe distill", "leave it out"
@@ -364,6 +372,13 @@ class RunConfig(Node):
         heard = self.heard
         alike = all(set(teacher.labels) == set(heard[0].labels) for teacher in heard)
         return not alike and any(teacher.task == "single_label" for teacher in heard)
+
+    @property
+    def is_teacherless(self) -> bool:
+        """Whether only an archive tells what the teachers said: none of them is there."""
+        archived = (self.training.images or "").startswith("archive:")
+        local = all(teacher.weights is None for teacher in self.teachers)
+        return archived and local
 
     def without_unheard(self) -> Self:
         """The run without the teachers that know no customised label."""

@@ -30,6 +30,7 @@ from dfka_dist.errors import DfkaError, InputError, RunFailed
 from dfka_dist.loading import dump, parse
 from dfka_dist.teachers.placement import NodeResources, PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator, Outcome
 from dfka_dist.training.diary import Record
 
@@ -47,6 +48,8 @@ POLL_SECONDS = 0.5
 
 End = Outcome | DfkaError
 """How a run ended."""
+Given = tuple[ServedTeachers | SilentTeachers, dict[str, torch.Tensor] | None]
+"""What workers are given: the teachers, and the state of a target to go on with."""
 
 
 class _Conductor:
@@ -60,11 +63,11 @@ class _Conductor:
         self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._end: End | None = None
 
-    def fit(self, config: RunConfig, teachers: ServedTeachers, storage: str) -> str | None:
+    def fit(self, config: RunConfig, given: Given, storage: str) -> str | None:
         """Run the workers to their end; the whole story if they fail."""
         inbox = ray.get_runtime_context().current_actor
         try:
-            _trainer(config, teachers, inbox, storage).fit()
+            _trainer(config, given, inbox, storage).fit()
         except Exception:  # the driver raises, and knows whether a worker has said more
             return traceback.format_exc()
         return None
@@ -171,12 +174,16 @@ def this_machine(config: RunConfig) -> list[NodeResources]:
 
 
 def amalgamate(
-    config: RunConfig, teachers: ServedTeachers, on_record: Callable[[Record], None]
+    config: RunConfig,
+    teachers: ServedTeachers | SilentTeachers,
+    on_record: Callable[[Record], None],
+    start: dict[str, torch.Tensor] | None = None,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
     Args:
         on_record: called in this process with each record.
+        start: state of a target to go on with.
 
     Raises:
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
@@ -184,7 +191,7 @@ def amalgamate(
     conductor = ray.remote(_Conductor).options(num_cpus=0, max_concurrency=2).remote()
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
-            running = conductor.fit.remote(config, teachers, storage)
+            running = conductor.fit.remote(config, (teachers, start), storage)
             return _watch(conductor, running, on_record)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
@@ -208,10 +215,10 @@ def _watch(conductor: Any, running: Any, on_record: Callable[[Record], None]) ->
     raise RunFailed(f"the training workers failed: {reason}")
 
 
-def _trainer(config: RunConfig, teachers: ServedTeachers, inbox: Any, storage: str) -> TorchTrainer:
+def _trainer(config: RunConfig, given: Given, inbox: Any, storage: str) -> TorchTrainer:
     return TorchTrainer(
         _work,
-        train_loop_config={"config": dump(config), "teachers": teachers, "inbox": inbox},
+        train_loop_config={"config": dump(config), "given": given, "inbox": inbox},
         scaling_config=_scaling(config),
         run_config=TrainRunConfig(
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
@@ -239,7 +246,8 @@ def _work(settings: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     inbox = settings["inbox"]
     try:
-        outcome = Amalgamator(config, settings["teachers"], inbox.post.remote, device).run()
+        teachers, start = settings["given"]
+        outcome = Amalgamator(config, teachers, inbox.post.remote, device, start).run()
     except DfkaError as error:
         ray.get(inbox.end.remote(error))
         raise

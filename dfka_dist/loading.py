@@ -151,11 +151,28 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     ]
     evaluations = {}
     for name, spec in config.evaluations.items():
-        kind, colon, place = spec.source.partition(":")
-        evaluations[name] = spec.model_copy(
-            update={"source": f"{kind}:{located(place, folder)}"} if colon else {}
-        )
-    return config.model_copy(update={"teachers": teachers, "evaluations": evaluations})
+        evaluations[name] = spec.model_copy(update={"source": _source(spec.source, folder)})
+    return config.model_copy(
+        update={
+            "teachers": teachers,
+            "evaluations": evaluations,
+            "target": config.target.model_copy(
+                update={"start": located(config.target.start, folder)}
+            ),
+            "training": config.training.model_copy(
+                update={
+                    "images": _source(config.training.images, folder),
+                    "archive": located(config.training.archive, folder),
+                }
+            ),
+        }
+    )
+
+
+def _source(source: str | None, folder: Path) -> str | None:
+    """An image source with an absolute place."""
+    kind, colon, place = (source or "").partition(":")
+    return f"{kind}:{located(place, folder)}" if colon else source
 
 
 def located(place: str | None, folder: Path) -> str | None:

@@ -8,20 +8,28 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dfka_dist import commandline, launch, results
+from dfka_dist.archive import Archive, refuse_existing
 from dfka_dist.config import RunConfig
+from dfka_dist.errors import InputError
 from dfka_dist.loading import dump
-from dfka_dist.models.sources import Weights, read_all_weights
-from dfka_dist.models.target import DualGenerator
+from dfka_dist.models.sources import Weights, initial_weights, read_all_weights
+from dfka_dist.models.target import Architecture, DualGenerator, TargetNet
 from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
 from dfka_dist.scoring import Data, load_data, score
 from dfka_dist.teachers.placement import PlacementPlan, plan, read_nodes
 from dfka_dist.teachers.pool import TeacherPool
+from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
 
@@ -41,50 +49,109 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = given.without_unheard()
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
-    weights = read_all_weights(config.teachers)
-    teachers = {name: t.description for name, t in load_teachers(config.teachers, weights).items()}
-    DualGenerator(Branching(config, teachers).design())
-    data = load_data(config)
+    ready = _prepared(given, config)
     if arguments.dry_run:
-        return _show(config, _dry_plan(arguments, config))
-    planned = None if config.run.address else plan(config, launch.this_machine(config))
+        return _show(given, _dry_plan(arguments, ready.served))
+    planned = None if config.run.address else plan(ready.served, launch.this_machine(ready.served))
     with launch.cluster(config.run.address, planned) as nodes:
-        placement = planned or plan(config, nodes)
+        placement = planned or plan(ready.served, nodes)
+        commandline.emptied(folder, results.LEFT)
         _warn(given, config)
-        _run(config, commandline.emptied(folder, results.LEFT), placement, weights, data, began)
+        _run(given, ready, folder, placement, began)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was read and found right."""
+
+    config: RunConfig
+    """Without the teachers that know nothing of what is wanted."""
+    weights: dict[str, Weights]
+    data: Data
+    start: dict[str, Tensor] | None
+
+    @property
+    def served(self) -> RunConfig:
+        """The run as far as teachers are served."""
+        nobody: dict[str, Any] = {"teachers": []} if self.config.is_teacherless else {}
+        return self.config.model_copy(update=nobody)
+
+
+def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
+    training = config.training
+    weights = (
+        initial_weights(config.teachers, config.run.seed)
+        if config.is_teacherless
+        else read_all_weights(config.teachers)
+    )
+    teachers = {name: t.description for name, t in load_teachers(config.teachers, weights).items()}
+    design = Branching(config, teachers).design()
+    DualGenerator(design)
+    kind, _, place = (training.images or "").partition(":")
+    if kind == "archive":
+        archive = Archive.open(place, "training.images")
+        archive.check(given.teachers, config.labels, "training.images")
+    if training.archive is not None:
+        refuse_existing(training.archive, "training.archive")
+    start = None if config.target.start is None else _start(config.target.start, design)
+    return Prepared(config, weights, load_data(config), start)
+
+
+def _start(place: str, design: Architecture) -> dict[str, Tensor]:
+    try:
+        target = TargetNet.from_pretrained(
+            place, [b.teacher.source.partition(":")[0] for b in design.branches]
+        )
+    except InputError as error:
+        raise InputError("target.start", error.what, error.remedy) from None
+    if target.design.model_copy(update={"dfka_dist": design.dfka_dist}) != design:
+        what = f"{place} is another target than this run makes"
+        raise InputError("target.start", what, "the same teachers, labels, backbone and branches")
+    return target.state_dict()
 
 
 def _run(
-    config: RunConfig,
-    folder: Path,
-    placement: PlacementPlan,
-    weights: dict[str, Weights],
-    data: Data,
-    began: float,
+    given: RunConfig, ready: Prepared, folder: Path, placement: PlacementPlan, began: float
 ) -> None:
     commandline.log_to(folder)
-    configuration = dump(config)
+    configuration = dump(given)
     (folder / "resolved.yaml").write_text(configuration, encoding="utf-8")
+    config = ready.config
     with Progress(name=config.run.name) as progress, MetricsLog(folder) as log:
 
         def on_record(record: dict[str, Any]) -> None:
             log.write(record)
             progress.update(record)
 
-        progress.message(f"starting {len(placement.seats)} teacher servers")
-        with TeacherPool(config.teachers, weights, placement, config.serving, folder.name) as pool:
+        with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):
             progress.message("starting the trainer")
-            outcome = launch.amalgamate(config, pool.teachers, on_record)
+            outcome = launch.amalgamate(config, teachers, on_record, ready.start)
             progress.message("scoring")
+            data = [] if config.is_teacherless else ready.data
             evaluations = {
-                network.name: score(data, pool.teachers, results.rebuilt(network))
+                network.name: score(data, teachers, results.rebuilt(network))
                 for network in outcome.networks
             }
-            cpu = outcome.cpu_seconds + pool.cpu_seconds() + time.process_time()
+            cpu = outcome.cpu_seconds + served_seconds() + time.process_time()
         seconds = {"wall": round(time.monotonic() - began, 1), "cpu": round(cpu, 1)}
-        found = results.result(config, pool.descriptions, outcome, evaluations, seconds)
+        found = results.result(config, teachers.descriptions, outcome, evaluations, seconds)
         results.write(folder, found, outcome, log, configuration)
     _say(found, folder)
+
+
+@contextmanager
+def _teachers(
+    ready: Prepared, placement: PlacementPlan, name: str, progress: Progress
+) -> Iterator[tuple[ServedTeachers | SilentTeachers, Callable[[], float]]]:
+    """The teachers of a run, and how long they have computed."""
+    config = ready.config
+    if config.is_teacherless:
+        progress.message("there are no teachers: an archive says what they said")
+        yield SilentTeachers(config.teachers, ready.weights), lambda: 0.0
+        return
+    progress.message(f"starting {len(placement.seats)} teacher servers")
+    with TeacherPool(config.teachers, ready.weights, placement, config.serving, name) as pool:
+        yield pool.teachers, pool.cpu_seconds
 
 
 def _warn(given: RunConfig, config: RunConfig) -> None:
@@ -120,8 +187,17 @@ def _say(found: dict[str, Any], folder: Path) -> None:
         print(f"{evaluation['dataset']}: top-1 {target:.4f}, {beside}")
     else:
         agreement = found["data_free"]["agreement"]
-        print(f"no test data for all labels; agreement on synthesized images {agreement:.4f}")
+        print(f"no score for all labels at once; agreement on probe images {agreement:.4f}")
+        for name, row in (evaluation or {"per_teacher": {}})["per_teacher"].items():
+            print(f"{name}: {_both(row, 'accuracy')}, {_both(row, 'mAP')}")
     print(f"network: {folder / 'target_net'}\nreport:  {folder / 'report.html'}")
+
+
+def _both(row: dict[str, Any], key: str) -> str:
+    target, teacher, kept = (row[part][key] for part in ("target", "teacher", "retention"))
+    if target is None or kept is None:
+        return f"no {key}"
+    return f"{key} {target:.4f} of {teacher:.4f}, kept {kept:.4f}"
 
 
 if __name__ == "__main__":

@@ -99,6 +99,20 @@ def read_all_weights(specs: Sequence[TeacherSpec]) -> dict[str, Weights]:
     return {spec.name: read_weights(spec, f"teachers.{index}") for index, spec in enumerate(specs)}
 
 
+def initial_weights(specs: Sequence[TeacherSpec], seed: int) -> dict[str, Weights]:
+    """Random weights in place of teachers of whom only the architecture is known.
+
+    Raises:
+        InputError: a source cannot be built.
+    """
+    made = {}
+    for index, spec in enumerate(specs):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1000 * seed + 10 + index)
+            made[spec.name] = Weights(build(spec, f"teachers.{index}").state_dict(), "")
+    return made
+
+
 def load_state(network: nn.Module, state: State, key: str) -> None:
     """Load a teacher's state into its network; every tensor must find its place.
 

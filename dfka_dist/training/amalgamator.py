@@ -17,11 +17,10 @@ from dfka_dist.teachers.interface import Teachers
 from dfka_dist.training.blocks import dual_losses, train_blocks, train_filters
 from dfka_dist.training.collectives import average_buffers, global_mean, global_sum
 from dfka_dist.training.diary import Record
-from dfka_dist.training.distilling import Distilling, given
+from dfka_dist.training.distilling import Distilling, supplied
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.joint import Joint, generator_rate
-from dfka_dist.training.probe import MOMENTS, PART
 from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Supply, Synthesized
@@ -101,6 +100,7 @@ class Amalgamator:
         teachers: local or served, all of which know a customised label.
         report: is given one record every `training.report_every` steps, on rank 0.
         device: of the networks.
+        start: state of the target to go on with, in the recipe distill.
     """
 
     def __init__(
@@ -109,15 +109,17 @@ class Amalgamator:
         teachers: Teachers,
         report: Callable[[Record], None],
         device: torch.device | None = None,
+        start: State | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._start = config, start
         self._workshop = Workshop(config, teachers, report, device or torch.device("cpu"))
 
     def run(self) -> Outcome:
         """The whole run."""
         teachers = self._workshop.teachers
         recipe = {"joint": self._joint, "paper": self._paper, "distill": self._distill}
-        learned = recipe[self._config.training.recipe]()
+        with self._workshop.archiving():
+            learned = recipe[self._config.training.recipe]()
         found, best = self._select(learned)
         designs = self._designs(learned, best)
         wanted = designs[TUNED]
@@ -158,9 +160,11 @@ class Amalgamator:
         with workshop.diary.phase("synthesis", training.steps):
             for step in range(training.steps):
                 generator.network.train()
-                batch = synthesis.ask(*workshop.draw("synthesis", step))
+                noise, asked_for, targets = workshop.draw("synthesis", step)
+                batch = synthesis.ask(noise, asked_for, targets)
                 criticism = synthesis.criticise(batch, None, self._config.losses)
                 synthesis.learn(batch, criticism, generator_rate(workshop, step))
+                workshop.keep(step, asked_for, criticism.labelled)
                 workshop.probe_generator(generator, step + 1, training.steps)
                 workshop.diary.tell(step + 1, criticism.report)
         supply = self._synthesized(generator, workshop.new_memory())
@@ -172,11 +176,10 @@ class Amalgamator:
     def _distill(self) -> Learned:
         """The dual generator on images that are given."""
         workshop, training = self._workshop, self._config.training
-        supply = given(workshop)
-        for part in range(MOMENTS):
-            images = supply.drawn("probe", part, range(PART))
-            workshop.probe.add(images, workshop.panel.homes_of(range(PART)))
+        supply = supplied(workshop)
         target = workshop.new_target(self._trained_design())
+        if self._start is not None:
+            target.load_state_dict(self._start)
         with workshop.diary.phase("distill", training.steps):
             duals = self._named(Distilling(workshop, target, supply).run())
         return Learned(duals, supply)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dfka_dist.archive import Archive
 from dfka_dist.data import unlabelled
 from dfka_dist.models.target import TargetNet
-from dfka_dist.training.collectives import average_buffers
+from dfka_dist.training.collectives import average_buffers, rank_and_size
 from dfka_dist.training.dual import Dual
-from dfka_dist.training.regroup import DualState
+from dfka_dist.training.probe import MOMENTS, PART
+from dfka_dist.training.regroup import DualState, under
 from dfka_dist.training.schedule import cosine
-from dfka_dist.training.supply import Given, Supply
+from dfka_dist.training.supply import Archived, Given, Supply
 from dfka_dist.training.workshop import Workshop, moments
+
+KEY = "training.images"
 
 
 class Distilling:
-    """The only training phase of a run without a generator."""
+    """The only training phase of a run without a generator.
+
+    The target's tails are the teachers' own and stay as they are, unless there are no teachers.
+    """
 
     def __init__(self, workshop: Workshop, target: TargetNet, supply: Supply) -> None:
         self._workshop, self._target, self._supply = workshop, target, supply
         self._training = workshop.config.training
-        self._engine = workshop.engine(target.trunk, self._training.dual_rate)
+        whole = workshop.config.is_teacherless or workshop.config.target.start is not None
+        target.tails.requires_grad_(whole)
+        network = target if whole else target.trunk
+        self._engine = workshop.engine(network, self._training.dual_rate)
         self._dual = Dual(
             engine=self._engine,
             target=target,
@@ -35,18 +45,52 @@ class Distilling:
             rate = cosine(step, steps, self._training.dual_rate, 0.0)
             self._workshop.diary.tell(step + 1, self._dual.learn(batch, rate))
             if step + 1 in moments(steps, self._training.candidates):
-                average_buffers(self._target.trunk)
-                yield DualState.of_trunk(self._engine.state(), self._target.design)
+                average_buffers(self._target)
+                yield self._state()
         self._engine.destroy()
 
+    def _state(self) -> DualState:
+        state, design = self._engine.state(), self._target.design
+        if self._engine.network is not self._target:
+            return DualState.of_trunk(state, design)
+        dual = DualState.of_trunk(under(state, "trunk."), design)
+        dual.tails = {n: under(state, f"tails.{n}.") for n in self._target.tails}
+        return dual
 
-def given(workshop: Workshop) -> Given:
-    """The images of `training.images`."""
+
+def supplied(workshop: Workshop) -> Given | Archived:
+    """What `training.images` names; the probe set has its part of it."""
+    source = workshop.config.training.images
+    assert source is not None
+    if source.startswith("archive:"):
+        archived = _archived(workshop, Archive.open(source.removeprefix("archive:"), KEY))
+        workshop.probe.add_labelled(archived.probe(MOMENTS * PART))
+        return archived
+    found = _given(workshop, source)
+    for part in range(MOMENTS):
+        images = found.drawn("probe", part, range(PART))
+        workshop.probe.add(images, workshop.panel.homes_of(range(PART)))
+    return found
+
+
+def _archived(workshop: Workshop, archive: Archive) -> Archived:
+    names = list(workshop.panel.voices)
+    nobody = len(names)
+    return Archived(
+        archive,
+        tuple(names.index(t.name) if t.name in names else nobody for t in archive.teachers),
+        workshop.panel,
+        workshop.config.run.seed,
+        workshop.config.training.batch_size,
+        rank_and_size(),
+    )
+
+
+def _given(workshop: Workshop, source: str) -> Given:
     config, image = workshop.config, workshop.branching.design().input
-    assert config.training.images is not None
     images = None
-    if config.training.images != "noise":
-        images = unlabelled(config.training.images, image.size)
+    if source != "noise":
+        images = unlabelled(source, image.size)
     return Given(
         images,
         (image.channels, image.size, image.size),

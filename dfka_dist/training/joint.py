@@ -54,7 +54,8 @@ class Joint:
         rate = cosine(step, training.steps, training.dual_rate, 0.0)
         half = training.dual_steps // 2
         self._synthesis.engine.network.train()
-        batch = self._synthesis.ask(*self._workshop.draw("joint", step))
+        noise, asked_for, targets = self._workshop.draw("joint", step)
+        batch = self._synthesis.ask(noise, asked_for, targets)
         # The student learns from memory while the teachers look at the new images, and again
         # while they carry gradients back. Which images meet which weights depends on nothing
         # but the step.
@@ -64,6 +65,7 @@ class Joint:
         reports += self._study(step, range(half, training.dual_steps), rate)
         self._synthesis.learn(batch, criticism, generator_rate(self._workshop, step))
         self._memory.add(criticism.labelled)
+        self._workshop.keep(step, asked_for, criticism.labelled)
         return [criticism.report, *reports[-1:]]
 
     def _study(self, step: int, turns: range, rate: float) -> list[LossReport]:

@@ -11,6 +11,7 @@ from dfka_dist.evaluation import agreement_and_coverage, merge
 from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Wanted
+from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel, answered, spread
 
 MOMENTS = 4
@@ -25,12 +26,21 @@ class ProbeSet:
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
         self._parts: list[tuple[Tensor, Tensor]] = []
-        self._heard: tuple[Tensor, Tensor] | None = None
+        self._labelled: tuple[Labelled, dict[str, Tensor]] | None = None
+        self._heard: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, images: Tensor, homes: Tensor) -> None:
         """Take one generator's part, (n, C, H, W) in [0, 1], with the homes (n,)."""
         self._parts.append((images, homes))
         self._heard = None
+
+    def add_labelled(self, batch: Labelled) -> None:
+        """Take images whose labels are known; nothing is mixed or moved, nobody is asked."""
+        said = {
+            name: probabilities(batch.logits[name], voice.task)
+            for name, voice in self._panel.voices.items()
+        }
+        self._labelled = batch, said
 
     def images(self) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) and homes (N,): all parts, those of one home mixed half and half, and all
@@ -47,16 +57,22 @@ class ProbeSet:
     def judge(self, target: TargetNet) -> dict[str, Any]:
         """`data_free` of a target in eval mode: agreement with the teachers, coverage of the
         labels."""
-        images, homes = self.images()
         if self._heard is None:
-            self._heard = self._ask(images, homes, target.labels), self._known(homes, target.labels)
-        theirs, known = self._heard
+            images, homes = self.images() if self._labelled is None else self._archived()
+            said = self._ask(images, homes) if self._labelled is None else self._labelled[1]
+            theirs = merge(said, self._labels, target.labels).cpu()
+            self._heard = images, theirs, self._known(homes, target.labels)
+        images, theirs, known = self._heard
         own = torch.cat([target.predict(part) for part in torch.split(images, STRIDE)]).cpu()
         small = torch.nn.functional.adaptive_avg_pool2d(images, min(8, images.shape[-1])).flatten(1)
         return agreement_and_coverage(theirs * known, own * known, small.cpu(), target.labels)
 
-    def _ask(self, images: Tensor, homes: Tensor, labels: list[str]) -> Tensor:
-        """The teachers' probabilities (N, C), on the CPU."""
+    def _archived(self) -> tuple[Tensor, Tensor]:
+        assert self._labelled is not None
+        return self._labelled[0].images, self._labelled[0].homes
+
+    def _ask(self, images: Tensor, homes: Tensor) -> dict[str, Tensor]:
+        """The teachers' probabilities, each (N, K)."""
         parts = zip(torch.split(images, STRIDE), torch.split(homes, STRIDE), strict=True)
         asked = [self._panel.about_images(*part, Wanted()) for part in parts]
         said: dict[str, list[Tensor]] = {name: [] for name in self._panel.voices}
@@ -65,14 +81,16 @@ class ProbeSet:
                 for name, answer in each.answer.result().items():
                     own = probabilities(answered(answer), self._panel.voices[name].task)
                     said[name].append(spread(own, each.rows, len(part)))
-        specs = {name: voice.description.spec for name, voice in self._panel.voices.items()}
-        own_labels = {name: spec.labels for name, spec in specs.items()}
-        return merge({n: torch.cat(rows) for n, rows in said.items()}, own_labels, labels).cpu()
+        return {name: torch.cat(rows) for name, rows in said.items()}
+
+    @property
+    def _labels(self) -> dict[str, list[str]]:
+        return {name: v.description.spec.labels for name, v in self._panel.voices.items()}
 
     def _known(self, homes: Tensor, labels: list[str]) -> Tensor:
         """(N, C), one where the label is one that the image's home knows."""
         known = torch.ones(len(homes), len(labels))
         for index, voice in enumerate(self._panel.voices.values()):
             own = set(voice.description.spec.labels)
-            known[homes == index] = torch.tensor([float(label in own) for label in labels])
+            known[homes.cpu() == index] = torch.tensor([float(label in own) for label in labels])
         return known

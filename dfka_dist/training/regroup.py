@@ -21,6 +21,8 @@ class DualState:
     """T^1..T^B by number."""
     filters: dict[tuple[int, str], State] = field(default_factory=dict)
     """f_m^b by depth b and teacher m."""
+    tails: dict[str, State] = field(default_factory=dict)
+    """By teacher, where they were trained too; elsewhere they are the teachers' own."""
 
     @classmethod
     def of_trunk(cls, state: State, design: Architecture) -> DualState:
@@ -47,6 +49,8 @@ class DualState:
         for branch in target.design.branches:
             name = branch.teacher.name
             target.trunk.filters[name].load_state_dict(self.filters[branch.depth, name])
+            if name in self.tails:
+                target.tails[name].load_state_dict(self.tails[name])
 
 
 def under(state: State, prefix: str) -> State:

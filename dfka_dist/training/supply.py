@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from dfka_dist.archive import Archive, ArchivedBatch
 from dfka_dist.models.generator import GroupStackGenerator, Stack
 from dfka_dist.teachers.interface import Pending
 from dfka_dist.training.draws import Draws
@@ -90,6 +94,42 @@ class Given:
 
     def _ask(self, stream: str, step: int) -> Pending[Labelled]:
         return self.panel.labelled(self.drawn(stream, step, self.columns), self.panel.homes)
+
+
+@dataclass(frozen=True)
+class Archived:
+    """Images of an earlier run with the answers that teachers gave then.
+
+    Args:
+        homes: for each teacher of the archive, its number among the teachers of this run; one that
+            is none of theirs for a teacher that is not heard here.
+        share: of the global batch, (this worker, all workers).
+    """
+
+    archive: Archive
+    homes: tuple[int, ...]
+    panel: Panel
+    seed: int
+    size: int
+    share: tuple[int, int]
+
+    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """See `Supply.batches`."""
+        seed = zlib.crc32(f"{self.seed}.{stream}".encode())
+        rank, workers = self.share
+        batches = self.archive.batches(size=self.size, seed=seed, shares=workers, share=rank)
+        for batch in itertools.islice(batches, steps):
+            yield self._labelled(batch)
+
+    def probe(self, rows: int) -> Labelled:
+        """Some images, the same for every worker."""
+        batches = self.archive.batches(size=rows, seed=zlib.crc32(f"{self.seed}.probe".encode()))
+        return self._labelled(next(batches))
+
+    def _labelled(self, batch: ArchivedBatch) -> Labelled:
+        homes = torch.tensor([*self.homes, -1])[batch.homes]  # -1 finds itself
+        names = self.panel.voices
+        return Labelled(batch.images, {name: batch.logits[name] for name in names}, homes)
 
 
 def ahead(ask: Callable[[int], Item], steps: int, window: int) -> Iterator[Item]:

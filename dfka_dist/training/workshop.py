@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter
 from dfka_dist.config import RunConfig
 from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator
@@ -19,7 +20,7 @@ from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.diary import Diary, Record
 from dfka_dist.training.draws import Draws
 from dfka_dist.training.engines import Engine, fitting
-from dfka_dist.training.memory import SampleMemory
+from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.probe import MOMENTS, PART, ProbeSet
 from dfka_dist.training.streams import Streams
@@ -55,6 +56,7 @@ class Workshop:
         self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.diary = Diary(config.training, teachers, None if rank else report)
         self.probe = ProbeSet(self.panel)
+        self.archive: ArchiveWriter | None = None
 
     def new_memory(self) -> SampleMemory:
         """An empty one, of this worker's columns."""
@@ -116,6 +118,41 @@ class Workshop:
             asked_for,
             {n: self.draws.targets(asked_for, d.spec.labels) for n, d in described},
         )
+
+    def keep(self, step: int, asked_for: Tensor, labelled: Labelled) -> None:
+        """Write synthesized images and answers to the archive, if there is to be one."""
+        if self.archive is not None:
+            self.archive.add(
+                step=step,
+                first_column=self.columns.start,
+                images=labelled.images,
+                asked_for=asked_for,
+                homes=labelled.homes,
+                logits=labelled.logits,
+            )
+
+    @contextmanager
+    def archiving(self) -> Iterator[None]:
+        """The archive is open for `keep`; complete at the end."""
+        training, design = self.config.training, self.branching.design()
+        if training.archive is None:
+            yield
+            return
+        image = design.input
+        teachers = [
+            ArchivedTeacher(name=n, task=d.spec.task, labels=d.spec.labels, sha256=d.sha256)
+            for n, d in self.teachers.descriptions.items()
+        ]
+        with ArchiveWriter(
+            training.archive,
+            run=self.config.run.name,
+            teachers=teachers,
+            labels=design.labels,
+            shape=(image.channels, image.size, image.size),
+            rank=rank_and_size()[0],
+        ) as self.archive:
+            yield
+        self.archive = None
 
     def probe_generator(self, generator: Engine, step: int, steps: int) -> None:
         """Let the probe set have its part of a generator, at some moments of a phase."""
