@@ -11,7 +11,7 @@ from dfka_dist.evaluation import agreement_and_coverage, merge
 from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Wanted
-from dfka_dist.training.panel import Panel, answered, spread
+from dfka_dist.training.panel import Panel, answered
 
 MOMENTS = 4
 """Generators, at equally spaced moments of a run, that give equal parts."""
@@ -49,22 +49,26 @@ class ProbeSet:
         labels."""
         images, homes = self.images()
         if self._heard is None:
-            self._heard = self._ask(images, homes, target.labels), self._known(homes, target.labels)
+            self._heard = self._ask(images, target.labels), self._known(homes, target.labels)
         theirs, known = self._heard
         own = torch.cat([target.predict(part) for part in torch.split(images, STRIDE)]).cpu()
         small = torch.nn.functional.adaptive_avg_pool2d(images, min(8, images.shape[-1])).flatten(1)
         return agreement_and_coverage(theirs * known, own * known, small.cpu(), target.labels)
 
-    def _ask(self, images: Tensor, homes: Tensor, labels: list[str]) -> Tensor:
-        """The teachers' probabilities (N, C), on the CPU."""
-        parts = zip(torch.split(images, STRIDE), torch.split(homes, STRIDE), strict=True)
-        asked = [self._panel.about_images(*part, Wanted()) for part in parts]
+    def _ask(self, images: Tensor, labels: list[str]) -> Tensor:
+        """The teachers' probabilities (N, C), on the CPU; a label that two of them know is averaged
+        as in the target, whoever is at home with the image."""
+        everyones = torch.full((STRIDE,), -1)
+        asked = [
+            self._panel.about_images(part, everyones[: len(part)], Wanted())
+            for part in torch.split(images, STRIDE)
+        ]
         said: dict[str, list[Tensor]] = {name: [] for name in self._panel.voices}
-        for questions, part in zip(asked, torch.split(images, STRIDE), strict=True):
+        for questions in asked:
             for each in questions:
                 for name, answer in each.answer.result().items():
                     own = probabilities(answered(answer), self._panel.voices[name].task)
-                    said[name].append(spread(own, each.rows, len(part)))
+                    said[name].append(own)
         specs = {name: voice.description.spec for name, voice in self._panel.voices.items()}
         own_labels = {name: spec.labels for name, spec in specs.items()}
         return merge({n: torch.cat(rows) for n, rows in said.items()}, own_labels, labels).cpu()
