@@ -95,28 +95,35 @@ def load_teacher() -> Callable[[TeacherSpec], Teacher]:
 
 
 @pytest.fixture(scope="session")
-def make_copy() -> Callable[[Teacher], TargetNet]:
-    """A factory of targets that are one teacher all over: its own blocks for a trunk."""
+def make_copy() -> Callable[..., TargetNet]:
+    """A factory of targets that are their teachers all over: `make_copy(teacher, ...)`.
 
-    def make(teacher: Teacher) -> TargetNet:
-        description = teacher.description
-        spec = description.spec
-        branch = BranchPoint(
-            teacher=spec.model_copy(update={"weights": None}),
-            depth=description.depth,
-            shape=description.shapes[-1],
-            labels=spec.labels,
-        )
+    The trunk is the first one's blocks, so the others must have the same.
+    """
+
+    def make(*teachers: Teacher) -> TargetNet:
+        first = teachers[0].description
+        labels = dict.fromkeys(label for teacher in teachers for label in teacher.spec.labels)
         design = Architecture(
             dfka_dist=version(),
-            labels=spec.labels,
-            input=spec.input,
+            labels=list(labels),
+            input=first.spec.input,
             backbone="convnet",
-            arguments=spec.arguments,
-            branches=[branch],
+            arguments=first.spec.arguments,
+            branches=[
+                BranchPoint(
+                    teacher=teacher.spec.model_copy(update={"weights": None}),
+                    depth=first.depth,
+                    entry=first.depth,
+                    shape=first.shapes[-1],
+                    labels=teacher.spec.labels,
+                )
+                for teacher in teachers
+            ],
         )
-        target = build_target(design, LocalTeachers({spec.name: teacher}))
-        for block, stage in zip(target.trunk.blocks, teacher.chain.stages, strict=False):
+        own = LocalTeachers({teacher.spec.name: teacher for teacher in teachers})
+        target = build_target(design, own)
+        for block, stage in zip(target.trunk.blocks, teachers[0].chain.stages, strict=False):
             state = stage.state_dict()
             block.load_state_dict({key.partition(".")[2]: state[key] for key in state})
         return target.eval()

@@ -12,7 +12,7 @@ from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Wanted
 from dfka_dist.training.memory import Labelled
-from dfka_dist.training.panel import Panel, answered, spread
+from dfka_dist.training.panel import Panel, answered
 
 MOMENTS = 4
 """Generators, at equally spaced moments of a run, that give equal parts."""
@@ -59,7 +59,7 @@ class ProbeSet:
         labels."""
         if self._heard is None:
             images, homes = self.images() if self._labelled is None else self._archived()
-            said = self._ask(images, homes) if self._labelled is None else self._labelled[1]
+            said = self._ask(images) if self._labelled is None else self._labelled[1]
             theirs = merge(said, self._labels, target.labels).cpu()
             self._heard = images, theirs, self._known(homes, target.labels)
         images, theirs, known = self._heard
@@ -71,16 +71,20 @@ class ProbeSet:
         assert self._labelled is not None
         return self._labelled[0].images, self._labelled[0].homes
 
-    def _ask(self, images: Tensor, homes: Tensor) -> dict[str, Tensor]:
-        """The teachers' probabilities, each (N, K)."""
-        parts = zip(torch.split(images, STRIDE), torch.split(homes, STRIDE), strict=True)
-        asked = [self._panel.about_images(*part, Wanted()) for part in parts]
+    def _ask(self, images: Tensor) -> dict[str, Tensor]:
+        """The teachers' probabilities, each (N, K); all are asked, whoever is at home, for a label
+        that two of them know is averaged as in the target."""
+        everyones = torch.full((STRIDE,), -1)
+        asked = [
+            self._panel.about_images(part, everyones[: len(part)], Wanted())
+            for part in torch.split(images, STRIDE)
+        ]
         said: dict[str, list[Tensor]] = {name: [] for name in self._panel.voices}
-        for questions, part in zip(asked, torch.split(images, STRIDE), strict=True):
+        for questions in asked:
             for each in questions:
                 for name, answer in each.answer.result().items():
                     own = probabilities(answered(answer), self._panel.voices[name].task)
-                    said[name].append(spread(own, each.rows, len(part)))
+                    said[name].append(own)
         return {name: torch.cat(rows) for name, rows in said.items()}
 
     @property

@@ -9,19 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.config import LossWeights, TeacherSpec
+from dfka_dist.config import InputSpec, LossWeights, RunConfig, TeacherSpec
+from dfka_dist.loading import parse
 from dfka_dist.losses import LossReport
+from dfka_dist.models.dual import DualBlock
+from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator
-from dfka_dist.models.target import TargetNet
+from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.target import TargetNet, trunk, trunk_shapes
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.training.branching import Branching, build_target
-from dfka_dist.training.dual import Dual
+from dfka_dist.training.dual import BlockDual, Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
+from dfka_dist.training.panel import Panel
 from dfka_dist.training.synthesis import Criticism, Synthesis
 
 BATCH, LATENT = 8, 6
 RATE = 0.05
+DEPTH = 2
+"""Of the block that is trained alone."""
 LABELS = ["c", "a"]
 """What is wanted of a, b and c: one is not, and the order is the user's."""
 EVERY_TERM = LossWeights(**dict.fromkeys(LossWeights.model_fields, 0.5))
@@ -29,14 +36,23 @@ EVERY_TERM = LossWeights(**dict.fromkeys(LossWeights.model_fields, 0.5))
 
 @dataclass(frozen=True)
 class Networks:
+    config: RunConfig
     generator: GroupStackGenerator
     target: TargetNet
+    block: DualBlock
+    """T^2 behind a frozen T^1, of other widths than those of the target and the generator."""
 
 
 def networks(specs: Sequence[TeacherSpec], teachers: Teachers, **target: Any) -> Networks:
     """The same random networks for the same arguments, one teacher in need of adapters."""
-    tree = {"run": {"name": "game"}, "teachers": [spec.model_dump() for spec in specs]}
-    wanted = {"labels": LABELS, "arguments": {"widths": [4, 6, 8]}} | target
+    config = parse(
+        {
+            "run": {"name": "game"},
+            "teachers": [spec.model_dump() for spec in specs],
+            "target": {"labels": LABELS, "arguments": {"widths": [4, 6, 8]}} | target,
+            "training": {"batch_size": BATCH},
+        }
+    )
     design = Branching(config, teachers.descriptions).design()
     shapes = {name: known.shapes[:-1] for name, known in teachers.descriptions.items()}
     image = (design.input.channels, design.input.size, design.input.size)
@@ -46,10 +62,12 @@ def networks(specs: Sequence[TeacherSpec], teachers: Teachers, **target: Any) ->
             latent=LATENT,
             shapes=[image, *shapes[specs[0].name][1:]],
             teachers=dict(shapes),
-            labels=len(LABELS),
+            labels=len(config.labels),
         )
+        block = _block({n: own[DEPTH] for n, own in shapes.items()}, generator.shapes[DEPTH - 1])
         _unsettle(generator)
-        return Networks(generator, build_target(design, teachers))
+        _unsettle(block)
+        return Networks(config, generator, build_target(design, teachers), block)
 
 
 def without_batch_norm(network: nn.Module) -> None:
@@ -84,11 +102,24 @@ def draw(teachers: Teachers, step: int, rows: range = range(BATCH)) -> Draw:
 
 
 class Game:
-    """Both engines with plain SGD, every loss term on."""
+    """All engines with plain SGD, every loss term on.
 
-    def __init__(self, networks: Networks, teachers: Teachers, *, zero_stage: int) -> None:
-        self.teachers, self.target = teachers, networks.target
-        generator, dual = (
+    Args:
+        columns: of the batch, that are this worker's.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        teachers: Teachers,
+        *,
+        zero_stage: int,
+        columns: range = range(BATCH),
+        weights: LossWeights = EVERY_TERM,
+    ) -> None:
+        self.target, self.weights = networks.target, weights
+        self.panel = Panel(networks.config, teachers, columns, "fp32")
+        generator, dual, block = (
             Engine(
                 network,
                 micro_batch=BATCH,
@@ -97,31 +128,48 @@ class Game:
                 rate=RATE,
                 optimizer="sgd",
             )
-            for network in (networks.generator, networks.target.trunk)
+            for network in (networks.generator, networks.target.trunk, networks.block)
         )
-        self.synthesis = Synthesis(
-            engine=generator, teachers=teachers, weights=EVERY_TERM, precision="fp32"
-        )
-        tasks = {name: known.spec.task for name, known in teachers.descriptions.items()}
-        self.dual = Dual(engine=dual, target=self.target, tasks=tasks, weights=EVERY_TERM)
+        own: dict[str, Any] = {"panel": self.panel, "weights": weights}
+        self.synthesis = Synthesis(engine=generator, **own)
+        self.dual = Dual(engine=dual, target=self.target, **own)
+        entries = dict.fromkeys(teachers.descriptions, DEPTH)
+        self.block = BlockDual(engine=block, entries=entries, **own)
 
     def generator_step(self, drawn: Draw, rate: float = RATE) -> Criticism:
         self.synthesis.engine.network.train()
         batch = self.synthesis.ask(drawn.noise, drawn.asked_for, drawn.targets)
-        criticism = self.synthesis.criticise(batch, self.target, EVERY_TERM)
+        criticism = self.synthesis.criticise(batch, self.target, self.weights)
         self.synthesis.learn(batch, criticism, rate)
         return criticism
 
     def dual_step(self, labelled: Labelled, rate: float = RATE) -> LossReport:
         return self.dual.learn(labelled, rate)
 
+    def block_step(self, labelled: Labelled, link: Tensor, rate: float = RATE) -> LossReport:
+        return self.block.learn(labelled, link, rate)
+
     def destroy(self) -> None:
-        self.synthesis.engine.destroy()
-        self.dual.engine.destroy()
+        for player in (self.synthesis, self.dual, self.block):
+            player.engine.destroy()
 
 
-def _unsettle(generator: GroupStackGenerator) -> None:
+def _block(wanted: dict[str, Shape], link: Shape) -> DualBlock:
+    spec = InputSpec(channels=3, size=16)
+    blocks = trunk("convnet", {"widths": [5, 6]}, spec)
+    shapes = trunk_shapes(blocks, spec)
+    return DualBlock(
+        Preprocessing(spec),
+        blocks,
+        frozen=DEPTH - 1,
+        source=shapes[DEPTH],
+        wanted=wanted,
+        link=(link, shapes[DEPTH - 1]),
+    )
+
+
+def _unsettle(network: GroupStackGenerator | DualBlock) -> None:
     """Filters begin as if they were not there; here they shall be in the middle of their work."""
-    for name, parameter in generator.filters.named_parameters():
+    for name, parameter in network.filters.named_parameters():
         if "excite" in name:
             nn.init.normal_(parameter, std=0.5)

@@ -18,7 +18,7 @@ from dfka_dist.models.sources import build, load_state, read_weights
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.memory import Labelled
-from distributed.game import EVERY_TERM, RATE, Draw, Game, Networks, draw, networks
+from distributed.game import BATCH, DEPTH, EVERY_TERM, RATE, Draw, Game, Networks, draw, networks
 
 STEPS = 3
 TOLERANCE = 1e-5
@@ -69,10 +69,11 @@ class PlainTorch:
     def __init__(self, networks: Networks, specs: list[TeacherSpec]) -> None:
         self.generator = copy.deepcopy(networks.generator)
         self.target = copy.deepcopy(networks.target)
+        self.block = copy.deepcopy(networks.block)
         self.teachers = {spec.name: UncutTeacher(spec) for spec in specs}
         self.optimizers = [
             torch.optim.SGD(network.parameters(), lr=RATE)
-            for network in (self.generator, self.target.trunk)
+            for network in (self.generator, self.target.trunk, self.block)
         ]
 
     def generator_step(self, drawn: Draw) -> Labelled:
@@ -80,49 +81,82 @@ class PlainTorch:
         self.target.eval()
         stack = self.generator(drawn.noise, drawn.asked_for)
         student = self.target(stack.images)
-        logits, terms = {}, []
+        logits, terms, labels = {}, [], []
         for name, teacher in self.teachers.items():
             logits[name], embedding = teacher(stack.images)
             task, kept = teacher.task, self.target.kept[name]
+            own, heard = logits[name][:, kept], self._heard(name)
+            said, goal = logits[name][:, heard], drawn.targets[name][:, heard]
             terms.append(
                 {
-                    "one_hot": losses.one_hot(logits[name], drawn.targets[name], task),
+                    "one_hot": losses.one_hot(said, goal, task),
                     "activation": losses.activation(embedding),
-                    "entropy": losses.entropy(
-                        losses.probabilities(logits[name], task).mean(0), task
-                    ),
-                    "discrete": losses.discrete(logits[name], task),
+                    "entropy": losses.entropy(losses.probabilities(said, task).mean(0), task),
+                    "discrete": losses.discrete(said, task),
                     "batch_norm": teacher.statistics(),
-                    "adversarial": losses.adversarial(student[name], logits[name][:, kept]),
-                    "group": self._group(name, stack, logits[name]),
+                    "adversarial": losses.adversarial(student[name], own),
+                    "group": self._group(name, stack, said),
                 }
             )
-        total = {name: torch.stack([own[name] for own in terms]).mean() for name in terms[0]}
+            labels.append(len(kept))
+        total = {}
+        for term in terms[0]:
+            parts = [own[term] for own in terms]
+            by_label = term in ("one_hot", "entropy", "discrete", "group")
+            total[term] = (
+                losses.concatenated(parts, labels) if by_label else torch.stack(parts).mean()
+            )
         total |= {
             "diversity": losses.diversity(stack.images, drawn.noise),
             "total_variation": losses.total_variation(stack.images),
             "l2": losses.l2(stack.images),
         }
-        assert {*total, "distill"} == set(LossWeights.model_fields)
+        assert {*total, "distill", "logits", "link"} == set(LossWeights.model_fields)
         self._step(0, total)
-        return Labelled(stack.images.detach(), {n: own.detach() for n, own in logits.items()})
+        said = {n: own.detach() for n, own in logits.items()}
+        return Labelled(stack.images.detach(), said, torch.full((len(drawn.noise),), -1))
 
     def dual_step(self, labelled: Labelled) -> None:
         self.target.train()
-        said = self.target(labelled.images)
-        each = [
-            losses.distill(said[n], labelled.logits[n][:, self.target.kept[n]], teacher.task)
-            for n, teacher in self.teachers.items()
-        ]
-        self._step(1, {"distill": torch.stack(each).sum()})
+        self._step(1, self._lesson(self.target(labelled.images), labelled))
+
+    def block_step(self, labelled: Labelled, link: Tensor) -> None:
+        """Eq. 16, in the two halves in which it stands in the paper."""
+        first, block = self.block.blocks.eval()[0], self.block.blocks[1].train()
+        own = block(first(self.block.preprocessing(labelled.images)))
+        traces = {name: value.clone() for name, value in block.state_dict().items()}
+        linked = block(self.block.adapter(link))
+        streams = [self._lesson(self._behind(each), labelled) for each in (own, linked)]
+        both = {n: streams[0][n] + EVERY_TERM.link * streams[1][n] for n in streams[0]}
+        self._step(2, both)
+        for name, value in statistics(block):
+            value.copy_(traces[name])
+
+    def _behind(self, feature: Tensor) -> dict[str, Tensor]:
+        """Eq. 12."""
+        said = {n: t(self.block.filters[n](feature), DEPTH)[0] for n, t in self.teachers.items()}
+        return {name: own[:, self.target.kept[name]] for name, own in said.items()}
+
+    def _lesson(self, said: dict[str, Tensor], labelled: Labelled) -> dict[str, Tensor]:
+        """Eq. 13 and 14, and the same sum of distances."""
+        truth = {n: own[:, self.target.kept[n]] for n, own in labelled.logits.items()}
+        exact = [losses.distill(said[n], truth[n], t.task) for n, t in self.teachers.items()]
+        near = [(said[n] - truth[n]).abs().mean() for n in self.teachers]
+        return {"distill": torch.stack(exact).sum(), "logits": torch.stack(near).sum()}
+
+    def _heard(self, name: str) -> list[int]:
+        """Of a single-label teacher all labels, of another those that are wanted."""
+        single = self.teachers[name].task == "single_label"
+        return list(range(3)) if single else self.target.kept[name]
 
     def _group(self, name: str, stack: Stack, image_logits: Tensor) -> Tensor:
         """The mean over groups of eq. 11's term, for one teacher."""
         values = []
         for index, feature in enumerate(stack.features):
-            own = self.generator.filters[name][index](feature)
+            own = self.generator.filters[index][name](feature.feature)
             logits, _ = self.teachers[name](own, depth=len(stack.features) - index)
-            values.append(losses.group(logits, image_logits, self.teachers[name].task))
+            said = logits[:, self._heard(name)]
+            values.append(losses.group(said, image_logits, self.teachers[name].task))
         return torch.stack(values).mean()
 
     def _step(self, which: int, terms: dict[str, Tensor]) -> None:
@@ -155,24 +189,28 @@ def played(
     specs: dict[str, TeacherSpec],
     load_teacher: Callable[[TeacherSpec], Teacher],
 ) -> dict[str, Played]:
-    """Three alternating steps of both networks, generator and trunk."""
+    """Three alternating steps of all networks."""
     chosen = [specs["first"], specs["second"]]
     teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in chosen})
     made = networks(chosen, teachers)
     plain = PlainTorch(made, chosen)
-    before = [plain.generator.state_dict(), plain.target.trunk.state_dict()]
+    players = {"generator": plain.generator, "trunk": plain.target.trunk, "block": plain.block}
+    before = [network.state_dict() for network in players.values()]
     before = [{name: value.clone() for name, value in state.items()} for state in before]
     game = Game(made, teachers, zero_stage=request.param)
     for step in range(STEPS):
-        drawn = draw(teachers, step)
-        game.dual_step(game.generator_step(drawn).labelled)
-        plain.dual_step(plain.generator_step(drawn))
-    engines = [game.synthesis.engine.state(), game.dual.engine.state()]
+        drawn, random = draw(teachers, step), torch.Generator().manual_seed(step)
+        link = torch.randn(BATCH, *made.generator.shapes[DEPTH - 1], generator=random)
+        labelled = game.generator_step(drawn).labelled
+        game.dual_step(labelled)
+        game.block_step(labelled, link)
+        labelled = plain.generator_step(drawn)
+        plain.dual_step(labelled)
+        plain.block_step(labelled, link)
+    engines = [each.engine.state() for each in (game.synthesis, game.dual, game.block)]
     game.destroy()
     found = {}
-    for name, network, old, new in zip(
-        ("generator", "trunk"), (plain.generator, plain.target.trunk), before, engines, strict=True
-    ):
+    for (name, network), old, new in zip(players.items(), before, engines, strict=True):
         for kind, own in (
             ("parameters", network.named_parameters()),
             ("buffers", statistics(network)),
@@ -193,9 +231,14 @@ def flat(state: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "what", ["generator parameters", "generator buffers", "trunk parameters", "trunk buffers"]
+    "what",
+    [
+        f"{who} {what}"
+        for who in ("generator", "trunk", "block")
+        for what in ("parameters", "buffers")
+    ],
 )
-def test_alternating_steps_of_both_engines_are_those_of_plain_torch(
+def test_alternating_steps_of_all_engines_are_those_of_plain_torch(
     played: dict[str, Played], what: str
 ) -> None:
     assert played[what].error <= TOLERANCE

@@ -16,7 +16,7 @@ from dfka_dist.training.engines import Engine, listened_to, only_synthesizing
 from distributed.game import BATCH, EVERY_TERM, RATE, Game, draw, networks
 
 State = dict[str, dict[str, Tensor]]
-PARTS = ("generator", "trunk", "tails", "teachers")
+PARTS = ("generator", "trunk", "block", "tails", "teachers")
 
 
 class Watched:
@@ -35,6 +35,7 @@ class Watched:
         return {
             "generator": self.game.synthesis.engine.state(),
             "trunk": self.game.dual.engine.state(),
+            "block": self.game.block.engine.state(),
             "tails": copied(self.game.target.tails.state_dict()),
             "teachers": copied(
                 {f"{n}.{k}": v for n, own in chains.items() for k, v in own.items()}
@@ -88,6 +89,22 @@ def test_a_step_of_the_dual_generator_changes_nothing_but_its_trunk(watched: Wat
     assert set(changed) == {"trunk"}
 
 
+def test_a_step_of_a_block_changes_nothing_but_that_block_and_its_filters(watched: Watched) -> None:
+    drawn = draw(watched.teachers, 2)
+    with only_synthesizing(watched.game.synthesis.engine.network):
+        stack = watched.game.synthesis.engine.network(drawn.noise, drawn.asked_for)
+    labelled = watched.game.panel.labelled(stack.images, watched.game.panel.homes).result()
+    link = stack.features[-1].feature
+    changed = watched.changed_by(lambda: watched.game.block_step(labelled, link))
+    assert set(changed) == {"block"}
+    assert {".".join(name.split(".")[:2]) for name in changed["block"]} == {
+        "blocks.1",
+        "adapter.1",
+        "filters.first",
+        "filters.second",
+    }
+
+
 def test_a_generator_out_of_turn_changes_nothing(watched: Watched) -> None:
     drawn = draw(watched.teachers, 3)
 
@@ -132,8 +149,7 @@ def test_a_step_of_fine_tuning_does_not_change_the_teachers_whose_tails_are_tune
     target = watched.new_networks().target
     target.tails.requires_grad_(True)
     engine = Engine(target, micro_batch=BATCH, zero_stage=1, precision="fp32", rate=RATE)
-    tasks = {name: known.spec.task for name, known in watched.teachers.descriptions.items()}
-    dual = Dual(engine=engine, target=target, tasks=tasks, weights=EVERY_TERM)
+    dual = Dual(engine=engine, target=target, panel=watched.game.panel, weights=EVERY_TERM)
     changed = watched.changed_by(lambda: dual.learn(labelled, RATE))
     engine.destroy()
     assert changed == {}

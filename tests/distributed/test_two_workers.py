@@ -35,7 +35,7 @@ def two(
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("network", ["generator", "dual"])
+@pytest.mark.parametrize("network", ["generator", "dual", "block"])
 def test_two_workers_have_the_gradient_of_one_with_the_same_global_batch(
     one: Findings, two: list[Findings], network: str
 ) -> None:
@@ -43,13 +43,14 @@ def test_two_workers_have_the_gradient_of_one_with_the_same_global_batch(
     assert (two[0][network] - expected).norm() / expected.norm() <= TOLERANCE
 
 
-@pytest.mark.parametrize("network", ["generator", "dual"])
+@pytest.mark.parametrize("network", ["generator", "dual", "block"])
 def test_two_workers_take_the_same_step(two: list[Findings], network: str) -> None:
     assert two[0][network].equal(two[1][network])
 
 
 def test_the_gradient_that_was_compared_is_that_of_every_term(two: list[Findings]) -> None:
-    assert set(two[0]["terms"]) == set(LossWeights.model_fields)
+    streams = {"link"}  # the weight of a whole stream, which the block learns from too
+    assert set(two[0]["terms"]) == set(LossWeights.model_fields) - streams
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_both_with_its_name(

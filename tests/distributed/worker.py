@@ -16,7 +16,7 @@ from dfka_dist.models.sources import read_all_weights
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.collectives import average_buffers, rank_and_size
-from dfka_dist.training.engines import Engine
+from dfka_dist.training.engines import Engine, only_synthesizing
 from dfka_dist.training.objective import refuse_non_finite
 from distributed.game import BATCH, Game, draw, networks, without_batch_norm
 
@@ -40,17 +40,24 @@ def gradients(specs: list[TeacherSpec]) -> dict[str, Any]:
     made = networks(specs, teachers)
     without_batch_norm(made.generator)
     without_batch_norm(made.target.trunk)
-    game = Game(made, teachers, zero_stage=1)
-    drawn = draw(teachers, 0, range(rank * share, (rank + 1) * share))
-    untouched = flat(game.synthesis.engine), flat(game.dual.engine)
+    without_batch_norm(made.block)
+    columns = range(rank * share, (rank + 1) * share)
+    game = Game(made, teachers, zero_stage=1, columns=columns)
+    drawn = draw(teachers, 0, columns)
+    engines = {
+        "generator": game.synthesis.engine,
+        "dual": game.dual.engine,
+        "block": game.block.engine,
+    }
+    untouched = {name: flat(engine) for name, engine in engines.items()}
+    with only_synthesizing(made.generator):
+        link = made.generator(drawn.noise, drawn.asked_for).features[-1].feature
     # With plain SGD and a rate of 1 the way that is gone is the gradient.
     criticism = game.generator_step(drawn, rate=1.0)
     report = game.dual_step(criticism.labelled, rate=1.0)
-    found = {
-        "generator": untouched[0] - flat(game.synthesis.engine),
-        "dual": untouched[1] - flat(game.dual.engine),
-        "terms": [*criticism.report.terms, *report.terms],
-    }
+    game.block_step(criticism.labelled, link, rate=1.0)
+    found: dict[str, Any] = {name: untouched[name] - flat(own) for name, own in engines.items()}
+    found["terms"] = [*criticism.report.terms, *report.terms]
     game.destroy()
     return found
 

@@ -50,6 +50,14 @@ RESULT = {
             for name in ("low", "high")
         },
     },
+    "chosen": None,
+    "candidates": [
+        {"name": None, "parameters": None, "agreement": None, "target": SCORES}
+        | {"retention": SCORES, "per_teacher": {"low": SCORES, "high": SCORES}}
+    ]
+    * 5,
+    "depths": [],
+    "dual_losses": {},
 }
 """The names of design.md, in its order."""
 

@@ -96,7 +96,10 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ("losses.group=1", "losses", "group", 1.0),
         ("training.precision=bf16", "training", "precision", "bf16"),
         ("training.sampled_labels=false", "training", "sampled_labels", False),
-        ("target.branch_depth=null", "target", "branch_depth", None),
+        ("target.branch=2", "target", "branch", 2),
+        ("target.branch=last", "target", "branch", "last"),
+        ("target.branch={one: 1}", "target", "branch", {"one": 1}),
+        ("losses.distill={two: 0.5}", "losses", "distill", {"two": 0.5}),
         ("target.labels=[b, a]", "target", "labels", ["b", "a"]),
         ("target.arguments={widths: [2, 3]}", "target", "arguments", {"widths": [2, 3]}),
         ("target.arguments.widths=[2, 3]", "target", "arguments", {"widths": [2, 3]}),
@@ -309,7 +312,13 @@ def test_no_number_may_be_infinite_or_none(tmp_path: Path, key: str, value: str)
         ("teachers.1.name=one", "teachers", "'one' stands twice"),
         ("target.labels=[a, a]", "target.labels", "'a' stands twice"),
         ("target.labels=[a, q]", "target.labels", "no teacher knows 'q'"),
-        ("target.branch_depth=3", "target.branch_depth", "is 3"),
+        ("target.branch={three: 1}", "target.branch", "'three'"),
+        ("target.branch=best", "training.branch_steps", "is 0"),
+        ("target.max_parameters=1000", "training.branch_steps", "is 0"),
+        ("losses.distill={three: 1}", "losses.distill", "'three'"),
+        ("training.images=noise", "training.images", "with the recipe joint"),
+        ("training.recipe=distill", "training.images", "is missing"),
+        ("training.batch_size=10", "training.batch_size", "10"),
         ("training.workers=5", "training.batch_size", "12"),
         ("evaluations.mine.teachers=[three]", "evaluations.mine.teachers", "'three'"),
     ],
@@ -423,19 +432,29 @@ WRONG: dict[str, list[object]] = {
     "teachers.0.input.size": [3, 5000, 16.5, "16", None, math.nan],
     "target": [None, 5, [], "all"],
     "target.labels": [[], ["q"], ["a", "a"], None, "every", {}],
-    "target.branch_depth": [0, 3, -1, "1", 1.5],
+    "target.branch": [0, -1, "1", 1.5, "first", None, {"one": 0}, {"one": "last"}, {"three": 1}],
+    "target.max_parameters": [0, -1, "1000", 1.5],
     "target.backbone": [None, 5],
     "generator.latent": [0, -5, 1.5, "100", None],
     "generator.width": [0, -1.0, math.inf, math.nan, "1", 17],
     "losses": [None, [], 5, {"grup": 1.0}, {5: 1.0}, {None: 1.0}, {(1, 2): 1.0}],
     "losses.group": [-0.1, math.nan, math.inf, "0.3", None, []],
+    "losses.distill": [-0.1, math.nan, "1", None, [], {"one": -1.0}, {"three": 1.0}, {"one": "x"}],
+    "losses.logits": [-0.1, {"one": 1.0}],
+    "losses.link": [-0.1, "1", None],
     "training.steps": [0, -1, "5", 5.5, None, True],
     "training.batch_size": [1, 0, 13, None, "12"],
     "training.workers": [0, 5, -2, "2"],
     "training.zero_stage": [0, 4, "1", None],
     "training.precision": ["fp16", 32, None],
     "training.recipe": ["fancy", None],
-    "training.fresh": [0.0, 1.5, math.nan],
+    "training.images": [5, "", "noise", "digits", "csv:x", "idx:"],
+    "training.archive": [5, []],
+    "training.block_steps": [0, "5", None],
+    "training.branch_steps": [-1, "5", None],
+    "training.candidates": [0, "4", None],
+    "training.fresh_every": [0, 1.5, None, 5],
+    "training.remember_every": [0, 1.5, None, 5],
     "serving.replicas": [0, None, "1"],
     "serving.strategy": ["PACK", None],
     "serving.cpus": [0, -1.0, "1", math.nan],
@@ -556,18 +575,6 @@ def test_every_valid_run_survives_being_written_and_read(
 
 
 # what would go wrong only when the run has begun
-
-
-def test_teachers_of_different_depths_are_refused() -> None:
-    tree = valid()
-    tree["teachers"][1]["blocks"] = tree["teachers"][1]["blocks"][:-1]
-    assert _only_refusal(tree).key == "teachers.1.blocks"
-
-
-def test_a_single_label_teacher_beside_one_of_other_labels_is_refused() -> None:
-    tree = valid()
-    tree["teachers"][1]["task"] = "single_label"
-    assert _only_refusal(tree).key == "teachers.1.labels"
 
 
 def test_a_batch_whose_workers_would_split_a_pair_is_refused() -> None:

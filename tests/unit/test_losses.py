@@ -263,15 +263,16 @@ def test_adversarial_gains_nothing_beyond_its_clamp() -> None:
 
 
 def test_distill_of_a_multi_label_teacher() -> None:
-    # eq. 13 to the teacher's 3/4 at the logit 0: ln 2; and L1 on logits: ln 3
-    found = losses.distill(tensor([0.0]), tensor([LN3]), "multi_label")
-    assert found.item() == pytest.approx(LN2 + LN3)
+    # eq. 13 to the teacher's 3/4 and 1/2 at logits 0 and ln 3, the mean over both labels:
+    # (-3/4 ln 1/2 - 1/4 ln 1/2 - 1/2 ln 3/4 - 1/2 ln 1/4) / 2 = (3 ln 2 - 1/2 ln 3) / 2
+    found = losses.distill(tensor([0.0, LN3]), tensor([LN3, 0.0]), "multi_label")
+    assert found.item() == pytest.approx(1.5 * LN2 - 0.25 * LN3)
 
 
 def test_distill_of_a_single_label_teacher() -> None:
-    # eq. 13 to the teacher's (1/4, 3/4) at (1/2, 1/2): ln 2; and L1 on logits: (0 + ln 3) / 2
-    found = losses.distill(tensor([0.0, 0.0]), tensor([0.0, LN3]), "single_label")
-    assert found.item() == pytest.approx(LN2 + LN3 / 2)
+    # eq. 13 to the teacher's (1/2, 1/2) at (1/4, 3/4): -1/2 ln 1/4 - 1/2 ln 3/4
+    found = losses.distill(tensor([0.0, LN3]), tensor([0.0, 0.0]), "single_label")
+    assert found.item() == pytest.approx(2 * LN2 - LN3 / 2)
 
 
 @pytest.mark.parametrize("task", ["multi_label", "single_label"])
@@ -283,6 +284,43 @@ def test_distill_has_the_gradient_of_its_value(task: Task) -> None:
         return losses.distill(said, teacher, task)
 
     assert torch.autograd.gradcheck(loss, student.requires_grad_())
+
+
+def test_logits_is_their_mean_distance() -> None:
+    # (|1 - 0| + |2 - 4| + |0 - 0| + |-1 - 4|) / 4
+    student, teacher = tensor([1.0, 2.0], [0.0, -1.0]), tensor([0.0, 4.0], [0.0, 4.0])
+    assert losses.logits(student, teacher).item() == 2.0
+
+
+def test_a_block_weighs_its_teachers_by_lambda() -> None:
+    # eq. 14, lambda_m given for one of three: 0.5 * 2 + 1 * 3 + 1 * 5
+    parts = {"a": torch.tensor(2.0), "b": torch.tensor(3.0), "c": torch.tensor(5.0)}
+    some = LossWeights(distill={"a": 0.5})
+    assert losses.block(parts, some).item() == 9.0
+
+
+def test_a_weight_of_the_whole_term_is_no_lambda() -> None:
+    # eq. 14: 2 + 3; the weight 0.5 stands in front of the sum, in `weigh`
+    parts = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert losses.block(parts, LossWeights(distill=0.5)).item() == 5.0
+
+
+def test_lambda_by_teacher_leaves_the_whole_term_its_weight() -> None:
+    report = losses.weigh(
+        NONE.model_copy(update={"distill": {"a": 0.5}}), {"distill": lambda: torch.tensor(9.0)}
+    )
+    assert report.total.item() == 9.0
+
+
+def test_both_streams_are_weighed_against_each_other() -> None:
+    # eq. 16: 3 + 0.5 * 4
+    assert losses.both_streams(torch.tensor(3.0), torch.tensor(4.0), 0.5).item() == 5.0
+
+
+def test_a_mean_over_all_labels_is_that_of_the_concatenated_outputs() -> None:
+    # eq. 10: 4 for the one label of a teacher, 0, 1 and 5 for another's: (4 + 0 + 1 + 5) / 4
+    parts = [torch.tensor(4.0), torch.tensor(2.0)]
+    assert losses.concatenated(parts, [1, 3]).item() == 2.5
 
 
 # images
@@ -341,6 +379,8 @@ TERMS: dict[str, Callable[[Tensor], Tensor]] = {
     "total_variation": lambda x: losses.total_variation(x[:, None, None, :].expand(-1, 1, 2, -1)),
     "l2": losses.l2,
     "distill": lambda x: losses.distill(x, torch.ones_like(x), "multi_label"),
+    "distill, single": lambda x: losses.distill(x, torch.ones_like(x), "single_label"),
+    "logits": lambda x: losses.logits(x, torch.ones_like(x)),
 }
 
 

@@ -11,6 +11,7 @@ from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.streams import Streams
 
 BATCH = 8
+EVERYONES = torch.full((2,), -1)
 BYTES = BATCH * (4 * 4 * 2 + 3 * 4)  # of one step: 1x4x4 images in 16 bits, 3 logits in 32
 
 
@@ -19,7 +20,8 @@ def batch(step: int, columns: range = range(BATCH)) -> Labelled:
     index = torch.tensor([float(column) for column in columns])
     shade = step / 64 + index / 1024  # exact in 16 bits
     images = shade[:, None, None, None].expand(-1, 1, 4, 4)
-    return Labelled(images, {"t": (100 * step + index)[:, None].expand(-1, 3)})
+    logits = {"t": (100 * step + index)[:, None].expand(-1, 3)}
+    return Labelled(images, logits, torch.tensor(columns) // 2 % 2)
 
 
 def filled(steps: int, columns: range = range(BATCH), capacity: int = 4 * BYTES) -> SampleMemory:
@@ -104,14 +106,14 @@ def test_offsets_go_through_all_of_the_newest() -> None:
 def test_what_is_remembered_carries_no_graph() -> None:
     memory = SampleMemory(columns=range(2), capacity=1000, streams=Streams(0))
     images = torch.rand(2, 1, 4, 4, requires_grad=True)
-    memory.add(Labelled(images * 2, {"t": images.sum((1, 2))}))
+    memory.add(Labelled(images * 2, {"t": images.sum((1, 2))}, EVERYONES))
     drawn = memory.draw("x", 0)
     assert not (drawn.images.requires_grad or drawn.logits["t"].requires_grad)
 
 
 def test_later_changes_of_a_batch_do_not_reach_what_is_remembered() -> None:
     memory = SampleMemory(columns=range(2), capacity=1000, streams=Streams(0))
-    own = Labelled(torch.ones(2, 1, 4, 4), {"t": torch.ones(2, 3)})
+    own = Labelled(torch.ones(2, 1, 4, 4), {"t": torch.ones(2, 3)}, EVERYONES)
     memory.add(own)
     own.logits["t"].zero_()
     assert torch.equal(memory.draw("x", 0).logits["t"], torch.ones(2, 3))
@@ -122,5 +124,8 @@ def test_batches_are_joined_one_after_the_other() -> None:
     assert whence(joined) == [(step, column) for step in (1, 2) for column in range(BATCH)]
 
 
-def test_rows_of_a_batch_take_their_logits_along() -> None:
-    assert whence(batch(3).rows(torch.tensor([5, 0]))) == [(3, 5), (3, 0)]
+def test_homes_stay_with_their_columns() -> None:
+    memory = filled(10)
+    joined = Labelled.joined(memory.newest(1, 2), memory.draw("x", 0))
+    columns = torch.tensor([column for _, column in whence(joined)])
+    assert torch.equal(joined.homes, columns // 2 % 2)

@@ -6,63 +6,139 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dfka_dist.config import TeacherSpec
+from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.panel import Panel
 from dfka_dist.training.probe import ProbeSet
+
+MakeTeacher = Callable[..., TeacherSpec]
+LoadTeacher = Callable[[TeacherSpec], Teacher]
+MakePanel = Callable[..., Panel]
+LABELS = ["a", "b", "c"]
 
 
 def pictures(count: int, seed: int) -> Tensor:
-    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    """Noise, brighter from picture to picture."""
+    noise = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return noise * torch.linspace(0.1, 1, count)[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def teacher(make_teacher: MakeTeacher, load_teacher: LoadTeacher) -> Teacher:
+    return load_teacher(make_teacher("one", LABELS))
+
+
+@pytest.fixture(scope="module")
+def make_panel(make_config: Callable[..., RunConfig]) -> MakePanel:
+    """A factory of panels of loaded teachers."""
+
+    def make(*teachers: Teacher) -> Panel:
+        config = make_config([teacher.spec for teacher in teachers])
+        own = LocalTeachers({teacher.spec.name: teacher for teacher in teachers})
+        return Panel(config, own, range(8), "fp32")
+
+    return make
 
 
 @pytest.fixture
-def probe() -> ProbeSet:
-    made = ProbeSet()
+def probe(teacher: Teacher, make_panel: MakePanel) -> ProbeSet:
+    panel = make_panel(teacher)
+    made = ProbeSet(panel)
     for seed in range(3):
-        made.add(pictures(8, seed))
+        made.add(pictures(8, seed), panel.homes_of(range(8)))
     return made
 
 
 def test_a_probe_set_begins_with_every_generators_own_images(probe: ProbeSet) -> None:
     plain = torch.cat([pictures(8, seed) for seed in range(3)])
-    assert torch.equal(probe.images()[: len(plain)], plain)
+    assert torch.equal(probe.images()[0][: len(plain)], plain)
 
 
 def test_a_probe_set_holds_more_than_the_generators_made(probe: ProbeSet) -> None:
-    images = {image.numpy().tobytes() for image in probe.images()}
+    images = {image.numpy().tobytes() for image in probe.images()[0]}
     assert len(images) == 3 * 3 * 8
 
 
 def test_images_of_a_probe_set_lie_between_zero_and_one(probe: ProbeSet) -> None:
-    images = probe.images()
+    images, _ = probe.images()
     assert 0 <= images.min() < images.max() <= 1
 
 
 def test_a_probe_set_is_the_same_again(probe: ProbeSet) -> None:
-    assert torch.equal(probe.images(), probe.images())
-
-
-@pytest.fixture(scope="module")
-def teacher(
-    make_teacher: Callable[..., TeacherSpec], load_teacher: Callable[[TeacherSpec], Teacher]
-) -> Teacher:
-    return load_teacher(make_teacher("one", ["a", "b", "c"]))
+    assert torch.equal(probe.images()[0], probe.images()[0])
 
 
 def test_a_judgement_has_agreement_and_a_coverage_for_every_label(
-    probe: ProbeSet, teacher: Teacher, make_copy: Callable[[Teacher], TargetNet]
+    probe: ProbeSet, teacher: Teacher, make_copy: Callable[..., TargetNet]
 ) -> None:
-    judged = probe.judge(make_copy(teacher), LocalTeachers({"one": teacher}))
+    judged = probe.judge(make_copy(teacher))
     assert 0 <= judged["agreement"] <= 1
-    assert list(judged["coverage"]) == ["a", "b", "c"]
+    assert list(judged["coverage"]) == LABELS
 
 
 def test_a_target_that_is_its_teacher_all_over_agrees_wholly(
-    probe: ProbeSet, teacher: Teacher, make_copy: Callable[[Teacher], TargetNet]
+    probe: ProbeSet, teacher: Teacher, make_copy: Callable[..., TargetNet]
 ) -> None:
-    judged = probe.judge(make_copy(teacher), LocalTeachers({"one": teacher}))
-    assert judged["agreement"] == 1.0
+    assert probe.judge(make_copy(teacher))["agreement"] == 1.0
+
+
+# homes
+
+
+@pytest.fixture(scope="module")
+def two(make_teacher: MakeTeacher, load_teacher: LoadTeacher) -> list[Teacher]:
+    """Single-label teachers of different labels, one of which both know, with the same blocks."""
+    labels = {"one": LABELS, "two": ["x", "y", "b"]}
+    single = {"task": "single_label", "seed": 5}
+    specs = [make_teacher(name, own, **single) for name, own in labels.items()]
+    for spec, factor in zip(specs, (1, -60), strict=True):  # only the second is sure, of b
+        assert spec.weights is not None
+        state = load_file(spec.weights)
+        state["classifier.weight"] *= factor
+        save_file(state, spec.weights)
+    return [load_teacher(spec) for spec in specs]
+
+
+@pytest.fixture
+def at_home(two: list[Teacher], make_panel: MakePanel) -> ProbeSet:
+    panel = make_panel(*two)
+    made = ProbeSet(panel)
+    made.add(pictures(32, 0), panel.homes_of(range(32)))
+    return made
+
+
+def test_only_images_of_one_home_are_mixed(two: list[Teacher], make_panel: MakePanel) -> None:
+    """Those of one home are white, those of the other black: grey would be of both."""
+    probe, homes = ProbeSet(make_panel(*two)), torch.arange(16) // 2 % 2
+    probe.add(homes[:, None, None, None].expand(-1, 1, 16, 16).float(), homes)
+    images, of = probe.images()
+    assert torch.equal(images[:, 0, 0, 0], of.float())
+
+
+def test_a_target_that_is_its_teachers_all_over_agrees_wholly_whatever_the_homes(
+    at_home: ProbeSet, two: list[Teacher], make_copy: Callable[..., TargetNet]
+) -> None:
+    assert at_home.judge(make_copy(*two))["agreement"] == 1.0
+
+
+def test_labels_that_an_images_home_does_not_know_count_for_nothing(
+    two: list[Teacher],
+    make_panel: MakePanel,
+    make_teacher: MakeTeacher,
+    load_teacher: LoadTeacher,
+    make_copy: Callable[..., TargetNet],
+) -> None:
+    """All images are at home with the first, and the second is sure that they are all x."""
+    spec = make_teacher("loud", ["x", "y"], task="single_label")
+    assert spec.weights is not None
+    state = load_file(spec.weights)
+    save_file(state | {"classifier.bias": torch.tensor([99.0, 0.0])}, spec.weights)
+    probe = ProbeSet(make_panel(two[0], load_teacher(spec)))
+    probe.add(pictures(32, 0), torch.zeros(32, dtype=torch.long))
+    coverage = probe.judge(make_copy(two[0], load_teacher(spec)))["coverage"]
+    assert coverage["x"]["share"] == 0

@@ -15,7 +15,14 @@ from dfka_dist.config import PRESETS, InputSpec, TeacherSpec
 from dfka_dist.errors import InputError
 from dfka_dist.loading import load
 from dfka_dist.models.sources import build, read_all_weights
-from dfka_dist.models.target import Architecture, BranchPoint, DualGenerator, TargetNet, version
+from dfka_dist.models.target import (
+    Architecture,
+    BranchPoint,
+    DualGenerator,
+    TargetNet,
+    trunk_shapes,
+    version,
+)
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
 
@@ -32,7 +39,7 @@ def network(labels):
 
 def branch(spec: TeacherSpec, labels: list[str], depth: int = 3) -> BranchPoint:
     own = spec.model_copy(update={"weights": None})
-    return BranchPoint(teacher=own, depth=depth, shape=SHAPES[depth], labels=labels)
+    return BranchPoint(teacher=own, depth=depth, entry=depth, shape=SHAPES[depth], labels=labels)
 
 
 def design(branches: list[BranchPoint], labels: list[str], **more: Any) -> Architecture:
@@ -156,7 +163,7 @@ def test_measuring_shapes_leaves_the_trunk_in_training_and_its_buffers_alone(
 ) -> None:
     net = DualGenerator(design(branches, ["a", "b", "c"]))
     before = {name: value.clone() for name, value in net.named_buffers()}
-    net.train().shapes(InputSpec(channels=1, size=16))
+    trunk_shapes(net.train().blocks, InputSpec(channels=1, size=16))
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.named_buffers())
 
