@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,7 @@ def programs() -> dict[str, ModuleType]:
         spec = importlib.util.spec_from_file_location(f"job_{name}", JOBS / f"{name}.py")
         assert spec is not None and spec.loader is not None
         loaded[name] = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = loaded[name]  # dataclasses look for their module
         spec.loader.exec_module(loaded[name])
     return loaded
 

@@ -519,6 +519,7 @@ def test_a_target_with_such_a_branch_is_saved_and_loaded(
     branch = BranchPoint(
         teacher=spec.model_copy(update={"weights": None}),
         depth=depth,
+        entry=depth,
         shape=teacher.description.shapes[depth],
         labels=spec.labels,
     )

@@ -722,6 +722,7 @@ def target_of(teacher: Teacher) -> TargetNet:
     branch = BranchPoint(
         teacher=spec.model_copy(update={"weights": None}),
         depth=2,
+        entry=2,
         shape=description.shapes[2],
         labels=spec.labels,
     )

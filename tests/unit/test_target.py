@@ -181,8 +181,8 @@ def test_a_target_of_the_digits_is_at_most_a_tenth_larger_than_a_teacher() -> No
 
 
 def test_unknown_backbone_is_refused_by_those_that_exist(branches: list[BranchPoint]) -> None:
-    with pytest.raises(InputError, match=r"^target\.backbone: no backbone 'resnet' \(one of con"):
-        DualGenerator(design(branches, ["a", "b", "c"], backbone="resnet"))
+    with pytest.raises(InputError, match=r"^target\.backbone: no backbone 'densenet' \(one of con"):
+        DualGenerator(design(branches, ["a", "b", "c"], backbone="densenet"))
 
 
 @pytest.mark.parametrize("arguments", [{"width": [4]}, {"widths": 5}, {"channels": 3}])
