@@ -265,7 +265,7 @@ def test_builtin_network_is_as_wide_as_its_labels_are_many(make_teacher: MakeTea
 
 def test_unknown_builtin_network_is_refused_by_those_that_exist(spec: TeacherSpec) -> None:
     error = building_refused(sourced(spec, "builtin:alexnet"))
-    assert (error.key, error.remedy) == ("teachers.1.source", "one of convnet")
+    assert (error.key, error.remedy) == ("teachers.1.source", "one of convnet, resnet")
 
 
 def test_builtin_network_refuses_arguments_it_does_not_take(spec: TeacherSpec) -> None:

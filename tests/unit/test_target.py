@@ -292,7 +292,7 @@ def test_configuration_that_is_no_text_is_refused(saved: Path) -> None:
         (["branches", 0, "teacher", "name"], "second"),
         (["arguments", "widths"], [4, -6, 8]),
         (["arguments", "widths"], []),
-        (["backbone"], "resnet"),
+        (["backbone"], "densenet"),
         (["labels"], ["q"]),
         (["labels"], []),
     ],
