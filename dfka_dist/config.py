@@ -388,7 +388,15 @@ class RunConfig(Node):
             for key, spec in self.evaluations.items()
             if (kept := [name for name in names if spec.teachers == "all" or name in spec.teachers])
         }
-        return self.model_copy(update={"teachers": self.heard, "evaluations": evaluations})
+        branch, distill = _only(names, self.target.branch), _only(names, self.losses.distill)
+        return self.model_copy(
+            update={
+                "teachers": self.heard,
+                "evaluations": evaluations,
+                "target": self.target.model_copy(update={"branch": branch}),
+                "losses": self.losses.model_copy(update={"distill": distill}),
+            }
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -400,6 +408,11 @@ class RunConfig(Node):
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _only(names: Sequence[str], given: object) -> object:
+    """What is given by teacher, for some of them; anything else stays as it is."""
+    return {n: v for n, v in given.items() if n in names} if isinstance(given, dict) else given
 
 
 def _refuse_repeats(key: str, values: list[str], what: str) -> None:

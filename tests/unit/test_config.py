@@ -318,6 +318,7 @@ def test_no_number_may_be_infinite_or_none(tmp_path: Path, key: str, value: str)
         ("losses.distill={three: 1}", "losses.distill", "'three'"),
         ("training.images=noise", "training.images", "with the recipe joint"),
         ("training.recipe=distill", "training.images", "is missing"),
+        ("target.start=somewhere", "target.start", "to the recipe joint"),
         ("training.batch_size=10", "training.batch_size", "10"),
         ("training.workers=5", "training.batch_size", "12"),
         ("evaluations.mine.teachers=[three]", "evaluations.mine.teachers", "'three'"),
@@ -577,6 +578,26 @@ def test_every_valid_run_survives_being_written_and_read(
 # what would go wrong only when the run has begun
 
 
+def test_nothing_is_kept_of_a_run_that_synthesizes_nothing() -> None:
+    training = {"recipe": "distill", "images": "noise", "archive": "somewhere", "batch_size": 12}
+    assert _only_refusal(valid() | {"training": training}).key == "training.archive"
+
+
+@pytest.mark.parametrize("recipe", ["joint", "paper"])
+def test_images_are_refused_where_they_are_synthesized(recipe: str) -> None:
+    training = {"recipe": recipe, "images": "noise", "batch_size": 12}
+    assert _only_refusal(valid() | {"training": training}).key == "training.images"
+
+
+@pytest.mark.parametrize("more", [{"recipe": "paper"}, {"branch_steps": 5}])
+@pytest.mark.parametrize("target", [{"branch": "best"}, {"max_parameters": 9000}])
+def test_depths_can_be_chosen_where_filters_are_trained(
+    more: dict[str, Any], target: dict[str, Any]
+) -> None:
+    tree = valid() | {"target": target, "training": {"batch_size": 12} | more}
+    assert isinstance(parse(tree), RunConfig)
+
+
 def test_a_batch_whose_workers_would_split_a_pair_is_refused() -> None:
     tree = valid() | {"training": {"batch_size": 6, "workers": 2}}
     assert _only_refusal(tree).key == "training.batch_size"
@@ -591,3 +612,94 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_rate_may_be_written_without_a_point(tmp_path: Path) -> None:
     assert load(PRESETS / "digits.yaml", ["training.dual_rate=4e-3"]).training.dual_rate == 0.004
+
+
+# homes
+
+
+def at_home(tasks: tuple[str, str] = ("single_label", "single_label"), **training: Any) -> Any:
+    """Two teachers of different labels."""
+    tree = valid() | {"training": {"batch_size": 8} | training}
+    for spec, task in zip(tree["teachers"], tasks, strict=True):
+        spec["task"] = task
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("tasks", "homes"),
+    [
+        (("multi_label", "multi_label"), False),
+        (("single_label", "multi_label"), True),
+        (("single_label", "single_label"), True),
+    ],
+)
+def test_images_have_homes_where_a_single_label_teacher_knows_other_labels(
+    tasks: tuple[str, str], homes: bool
+) -> None:
+    assert parse(at_home(tasks)).has_homes == homes
+
+
+def test_single_label_teachers_of_the_same_labels_share_all_images() -> None:
+    tree = at_home()
+    tree["teachers"][1]["labels"] = ["b", "a"]
+    assert not parse(tree).has_homes
+
+
+def test_a_teacher_that_is_not_heard_makes_no_homes() -> None:
+    tree = at_home() | {"target": {"labels": ["a"]}}
+    assert not parse(tree).has_homes
+
+
+@pytest.mark.parametrize("batch_size", [2, 6, 10])
+def test_a_batch_that_is_not_equal_parts_of_pairs_for_every_home_is_refused(
+    batch_size: int,
+) -> None:
+    error = _only_refusal(at_home(batch_size=batch_size))
+    assert (error.key, error.remedy) == ("training.batch_size", "a multiple of 4, for 1 workers")
+
+
+def test_every_worker_has_equal_parts_for_every_home() -> None:
+    error = _only_refusal(at_home(batch_size=12, workers=2))
+    assert (error.key, error.remedy) == ("training.batch_size", "a multiple of 8, for 2 workers")
+
+
+@pytest.mark.parametrize("key", ["fresh_every", "remember_every"])
+def test_a_stride_that_would_leave_out_a_home_is_refused(key: str) -> None:
+    assert _only_refusal(at_home(**{key: 4})).key == f"training.{key}"
+
+
+def test_without_homes_strides_may_be_larger() -> None:
+    tasks = ("multi_label", "multi_label")
+    assert parse(at_home(tasks, fresh_every=4)).training.fresh_every == 4
+
+
+# teachers that nobody needs
+
+
+def test_a_run_goes_without_teachers_that_know_no_wanted_label() -> None:
+    config = parse(valid() | {"target": {"labels": ["a"]}}).without_unheard()
+    assert [spec.name for spec in config.teachers] == ["one"]
+
+
+def test_a_teacher_that_knows_one_wanted_label_stays() -> None:
+    config = parse(valid() | {"target": {"labels": ["b"]}}).without_unheard()
+    assert [spec.name for spec in config.teachers] == ["one", "two"]
+
+
+def test_data_of_teachers_that_are_left_out_are_left_out() -> None:
+    digits = {"source": "digits"}
+    sets = {"every": digits, "some": digits | {"teachers": ["one", "two"]}}
+    sets["none"] = digits | {"teachers": ["two"]}
+    tree = valid() | {"target": {"labels": ["a"]}, "evaluations": sets}
+    kept = parse(tree).without_unheard().evaluations
+    assert {name: spec.teachers for name, spec in kept.items()} == {"every": "all", "some": ["one"]}
+
+
+@pytest.mark.parametrize("change", [{"branch": {"one": 1, "two": 2}}, {}])
+@pytest.mark.parametrize("losses", [{"distill": {"one": 0.5, "two": 2.0}}, {}])
+def test_a_run_without_them_is_valid_whatever_names_them(
+    change: dict[str, Any], losses: dict[str, Any]
+) -> None:
+    tree = valid() | {"target": {"labels": ["a"]} | change, "losses": losses}
+    config = parse(tree).without_unheard()
+    assert parse(yaml.safe_load(dump(config))) == config
