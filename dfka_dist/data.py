@@ -12,6 +12,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,19 +101,39 @@ def load_evaluation(name: str, spec: EvaluationSpec, known: Sequence[str]) -> La
 def unlabelled(source: str, size: int) -> Tensor:
     """All training images of a source without their labels, float16 (n, C, size, size) in [0, 1].
 
+    Grey ones among coloured ones are coloured too.
+
     Raises:
         InputError: at `training.images`, as `load_evaluation`.
     """
+    with _about_images():
+        parts = [_resized(images, size) for images, _ in open_unlabelled(source).batches(1000)]
+    channels = max(part.shape[1] for part in parts)
+    return torch.cat([part.expand(-1, channels, -1, -1) for part in parts])
+
+
+def open_unlabelled(source: str) -> LabelledImages:
+    """Open what `unlabelled` reads, and prove that its first image can be read.
+
+    Raises:
+        InputError: at `training.images`.
+    """
     kind, _, place = source.partition(":")
-    spec = EvaluationSpec(source=source, split="train")
+    with _about_images():
+        data = _READERS[kind]("images", place, EvaluationSpec(source=source, split="train"))
+        empty = next(data.examples(), None) is None
+    if empty:
+        raise InputError("training.images", f"{place} holds no image", "at least one")
+    return data
+
+
+@contextmanager
+def _about_images() -> Iterator[None]:
+    """Name the key that the user wrote."""
     try:
-        data = _READERS[kind]("images", place, spec)
-        parts = [_resized(images, size) for images, _ in data.batches(1000)]
+        yield
     except InputError as error:
         raise InputError("training.images", error.what, error.remedy) from None
-    if not parts:
-        raise InputError("training.images", f"{place} holds no image", "at least one")
-    return torch.cat(parts)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

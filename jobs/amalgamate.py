@@ -19,6 +19,7 @@ from torch import Tensor
 from dfka_dist import commandline, launch, results
 from dfka_dist.archive import Archive, refuse_existing
 from dfka_dist.config import RunConfig
+from dfka_dist.data import open_unlabelled
 from dfka_dist.errors import InputError
 from dfka_dist.loading import dump
 from dfka_dist.models.sources import Weights, initial_weights, read_all_weights
@@ -91,6 +92,8 @@ def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
     if kind == "archive":
         archive = Archive.open(place, "training.images")
         archive.check(given.teachers, config.labels, "training.images")
+    elif training.images not in (None, "noise"):
+        open_unlabelled(training.images)
     if training.archive is not None:
         refuse_existing(training.archive, "training.archive")
     start = None if config.target.start is None else _start(config.target.start, design)

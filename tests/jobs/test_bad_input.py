@@ -321,6 +321,15 @@ def test_a_target_that_has_to_be_named(call: Call, config: Path) -> None:
     assert "--target-net" in call("evaluate", "--config", config).refusal
 
 
+# images to learn from
+
+
+def test_images_that_are_not_there(refused: Refused) -> None:
+    distill = ("--set", "training.recipe=distill", "--set", "training.images=folder:/nowhere")
+    said = "error: training.images: /nowhere is no folder on this machine (an image folder)"
+    assert refused(*distill) == said
+
+
 # as a user meets it
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dfka_dist.config import EvaluationSpec
-from dfka_dist.data import LabelledImages, digits, load_evaluation
+from dfka_dist.data import LabelledImages, digits, load_evaluation, unlabelled
 from dfka_dist.errors import InputError
 
 GREY = np.array([[0, 51], [102, 255]], dtype=np.uint8)
@@ -299,3 +299,41 @@ def test_missing_demonstration_package_is_named(monkeypatch: pytest.MonkeyPatch)
         "evaluations.mine.source",
         "pip install 'dfka_dist[demo]'",
     )
+
+
+# images to learn from
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A grey and a coloured picture of different sizes, filed under a name that nobody knows."""
+    (tmp_path / "whatever").mkdir()
+    (tmp_path / "whatever" / "grey.png").write_bytes(png(np.full((5, 5), 51, np.uint8)))
+    colours = np.array([255, 102, 0], np.uint8) + np.zeros((9, 9, 3), np.uint8)
+    (tmp_path / "whatever" / "red.png").write_bytes(png(colours))
+    return tmp_path
+
+
+def test_images_of_any_size_and_colour_are_learned_from(pictures: Path) -> None:
+    """Their labels are not asked for: teachers say what they are."""
+    images = unlabelled(f"folder:{pictures}", 4)
+    assert images.shape == (2, 3, 4, 4)
+    expected = torch.tensor([[0.2, 0.2, 0.2], [1.0, 0.4, 0.0]]).half()
+    torch.testing.assert_close(images.mean((2, 3)), expected, rtol=0, atol=2e-3)
+
+
+def test_images_are_learned_from_in_their_training_part() -> None:
+    images, train = unlabelled("digits", 32), digits("train")[0]
+    assert torch.equal(images, train.half())
+
+
+@pytest.mark.parametrize("source", ["folder:/nowhere", "idx:/nowhere", "parquet:/nowhere"])
+def test_images_that_are_not_there_are_refused_by_their_key(source: str) -> None:
+    with pytest.raises(InputError) as caught:
+        unlabelled(source, 8)
+    assert caught.value.key == "training.images"
+
+
+def test_a_folder_without_images_is_refused_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^training\.images: .* holds no image"):
+        unlabelled(f"folder:{tmp_path}", 8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.models.filters import Shape, TeacherFilter
+from dfka_dist.models.filters import FilterBank, Shape, TeacherFilter
 
 SHAPE = (6, 4, 4)
 
@@ -78,3 +78,32 @@ def test_a_new_filter_can_learn() -> None:
     made(features()).square().sum().backward()
     assert made.excite.weight.grad is not None
     assert made.excite.weight.grad.abs().sum() > 0
+
+
+def test_adapting_can_be_asked_for_between_equal_shapes() -> None:
+    assert TeacherFilter(source=SHAPE, wanted=SHAPE, adapt=True).adapter is not None
+
+
+# several teachers behind one feature
+
+
+def bank() -> FilterBank:
+    made = FilterBank.between(SHAPE, {"same": SHAPE, "other": (5, 2, 2)})
+    for own in made.values():
+        nn.init.normal_(own.excite.weight)  # type: ignore[union-attr, arg-type]
+    return made
+
+
+def test_a_bank_gives_every_teacher_what_its_own_filter_would() -> None:
+    made = bank()
+    filtered = made(features())
+    for name, own in made.items():
+        gated = filtered.form(name) * filtered.gates[name][:, :, None, None]
+        assert torch.equal(gated, own(features()))
+
+
+def test_under_autocast_a_bank_speaks_in_thirty_two_bits() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        filtered = bank()(features())
+    spoken = [*filtered.adapted.values(), *filtered.gates.values()]
+    assert {value.dtype for value in spoken} == {torch.float32}

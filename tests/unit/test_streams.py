@@ -147,3 +147,45 @@ def test_labels_of_larger_sets_are_nearly_equally_frequent() -> None:
 def test_images_come_in_pairs_that_are_asked_for_the_same_labels() -> None:
     sets = Streams(0).label_sets("x", 0, range(40), 7, 3)
     assert torch.equal(sets[0::2], sets[1::2])
+
+
+# homes: labels that may be together
+
+POOLS = st.lists(
+    st.lists(st.integers(0, 8), min_size=1, max_size=4, unique=True), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pools=POOLS, most=st.integers(1, 5), start=st.integers(0, 40))
+def test_label_sets_are_drawn_from_the_pool_of_their_pair(
+    pools: list[list[int]], most: int, start: int
+) -> None:
+    rows = range(start, start + 24)
+    sets = Streams(0).label_sets("x", 0, rows, 9, most, pools)
+    for row, drawn in zip(rows, sets, strict=True):
+        pool = pools[row // 2 % len(pools)]
+        assert set(drawn.nonzero()[:, 0].tolist()) <= set(pool)
+        assert 1 <= drawn.sum() <= min(most, len(pool))
+
+
+@settings(max_examples=50, deadline=None)
+@given(pools=POOLS)
+def test_single_labels_of_a_pool_are_equally_frequent(pools: list[list[int]]) -> None:
+    rows = range(2 * len(pools) * 12)  # 12 pairs of each pool, whose size divides 12
+    sets = Streams(0).label_sets("x", 0, rows, 9, 1, pools)
+    homes = torch.arange(len(rows)) // 2 % len(pools)
+    for home, pool in enumerate(pools):
+        assert sets[homes == home][:, pool].sum(0).tolist() == [24 / len(pool)] * len(pool)
+
+
+@settings(max_examples=30, deadline=None)
+@given(pools=POOLS, at=st.integers(1, 39))
+def test_pools_do_not_depend_on_how_rows_are_shared_by_workers(
+    pools: list[list[int]], at: int
+) -> None:
+    whole, *shares = (
+        Streams(0).label_sets("x", 0, rows, 9, 3, pools)
+        for rows in (range(40), range(at), range(at, 40))
+    )
+    assert torch.equal(whole, torch.cat(shares))
