@@ -7,9 +7,11 @@ network is proved equal to the whole one at two batch sizes.
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -125,7 +127,7 @@ def _exported(network: nn.Module, blocks: Sequence[str], example: Tensor) -> Blo
     parts = [network.get_submodule(block) for block in blocks]
     before = [dict(vars(part)) for part in parts]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _uninterrupted():
             warnings.simplefilter("ignore")
             pipe = pipeline(network, (example,), split_spec=dict.fromkeys(blocks, SplitPoint.END))
     except Exception as error:  # torch.export has no common error of its own
@@ -144,6 +146,19 @@ def _exported(network: nn.Module, blocks: Sequence[str], example: Tensor) -> Blo
         if sum(node.op == "placeholder" for node in stage.graph.nodes) != 1:
             raise SeveralTensors(f"behind block {depth} there are several tensors")
     return _proved(stages, network, example)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """No garbage is collected: an export records whatever happens to tensors meanwhile, and so what
+    the finalisers of others do (DeepSpeed's engines)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unwrap(part: nn.Module, before: dict[str, object]) -> None:

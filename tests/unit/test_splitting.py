@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dfka_dist.errors import InputError
 from dfka_dist.models.backbones import ConvNet
@@ -43,6 +44,25 @@ def refusal(network: nn.Module, blocks: list[str]) -> InputError:
     return caught.value
 
 
+class Litter:
+    """Garbage in a cycle that touches a tensor of its own when it is collected."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.own, self.tensor = self, tensor
+
+    def __del__(self) -> None:
+        self.tensor.is_pinned()
+
+
+class Littering(ConvNet):
+    old = torch.zeros(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for _ in range(50):
+            Litter(self.old)
+        return super().forward(images)
+
+
 # what a cut network is
 
 
@@ -52,6 +72,19 @@ def test_the_parts_together_are_the_whole_bit_for_bit(
 ) -> None:
     images = pictures(count, seed=count)
     assert torch.equal(chain(images), network(images))
+
+
+def test_others_garbage_does_not_get_into_a_cut() -> None:
+    """How a network is cut decides what its saved tensors are called: no matter of luck."""
+    made = Littering(labels=3, widths=[4, 6, 8]).eval()
+    was = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        parts = cut(made, BLOCKS, pictures(2), "teachers.0").stages
+    finally:
+        gc.set_threshold(*was)
+    assert all(isinstance(part, fx.GraphModule) for part in parts)
+    assert not any("is_pinned" in str(node) for part in parts for node in part.graph.nodes)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
