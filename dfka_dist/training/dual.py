@@ -26,7 +26,7 @@ class Lesson:
 
     def __init__(self, batch: Labelled, panel: Panel, weights: LossWeights) -> None:
         self._weights = weights
-        self._voices = {n: v for n, v in panel.voices.items() if weights.lambda_of(n)}
+        self._voices = panel.voices
         self._rows = {name: panel.rows(name, batch.homes) for name in self._voices}
         self._truth = {
             name: taken(batch.logits[name], self._rows[name])[:, list(voice.kept)]

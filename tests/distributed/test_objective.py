@@ -1,0 +1,262 @@
+"""The generator's whole objective and the student's lesson, against the same worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfka_dist import losses
+from dfka_dist.config import LossWeights, RunConfig, TeacherSpec
+from dfka_dist.losses import LossReport
+from dfka_dist.models.filters import Filtered
+from dfka_dist.models.target import TargetNet
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.dual import Lesson
+from dfka_dist.training.memory import Labelled
+from dfka_dist.training.panel import Panel
+from dfka_dist.training.synthesis import Synthesis
+from dfka_dist.training.workshop import Workshop
+from distributed.test_engines import UncutTeacher
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+BATCH = 8
+NONE = dict.fromkeys(LossWeights.model_fields, 0.0)
+MakeTeacher = Callable[..., TeacherSpec]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One batch of a new generator, and what its objective makes of it."""
+
+    panel: Panel
+    images: Tensor
+    asked_for: Tensor
+    features: list[Filtered]
+    student: TargetNet
+    labelled: Labelled
+    report: LossReport
+    gradient: Tensor
+    """Of the weighted sum, with respect to the images, on all ways."""
+
+
+Judge = Callable[..., Judged]
+
+
+@pytest.fixture(scope="module")
+def judge(
+    make_config: Callable[..., RunConfig], load_teacher: Callable[[TeacherSpec], Teacher]
+) -> Judge:
+    """Let an objective judge one batch: `judge(specs, one_hot=1.0, ...)`, other weights 0."""
+
+    def judge(specs: Sequence[TeacherSpec], sampled: bool = False, **weights: float) -> Judged:
+        config = make_config(
+            specs,
+            target={"arguments": {"widths": [4, 6, 8]}},
+            generator={"latent": 6},
+            losses=NONE | weights,
+            training={"batch_size": BATCH, "sampled_labels": sampled, "precision": "fp32"},
+        )
+        teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in specs})
+        workshop = Workshop(config, teachers, [].append, torch.device("cpu"))
+        engine = workshop.generator_engine()
+        student = workshop.new_target(workshop.branching.design()).eval()
+        synthesis = Synthesis(engine=engine, panel=workshop.panel, weights=config.losses)
+        noise, asked_for, targets = workshop.draw("joint", 0)
+        batch = synthesis.ask(noise, asked_for, targets)
+        found = synthesis.criticise(batch, student, config.losses)
+        gradient = torch.zeros_like(batch.stack.images)
+        for asked, back in zip(batch.image, found.of_image, strict=True):
+            rows = torch.arange(BATCH) if asked.rows is None else asked.rows
+            for own in back.result().values():
+                gradient = gradient.index_add(0, rows, own.inputs)
+        if found.image_gradient is not None:
+            gradient = gradient + found.image_gradient
+        engine.destroy()
+        return Judged(
+            workshop.panel,
+            batch.stack.images.detach(),
+            asked_for,
+            batch.stack.features,
+            student,
+            found.labelled,
+            found.report,
+            gradient,
+        )
+
+    return judge
+
+
+# one softmax teacher and no group term: DAFL
+
+
+@pytest.fixture(scope="module")
+def softmax(make_teacher: MakeTeacher) -> TeacherSpec:
+    return make_teacher("only", "abc", task="single_label")
+
+
+DAFL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    # cross-entropy to the largest logit
+    "one_hot": lambda logits, _: functional.cross_entropy(logits, logits.argmax(1)),
+    # minus the mean size of the last features
+    "activation": lambda _, features: -features.abs().mean(),
+    # the mean prediction p of the batch, sum of p ln p
+    "entropy": lambda logits, _: (
+        logits.softmax(1).mean(0) * logits.softmax(1).mean(0).log()
+    ).sum(),
+}
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [*({term: 1.0} for term in DAFL), {"one_hot": 1.0, "activation": 0.1, "entropy": 5.0}],
+    ids=str,
+)
+def test_one_softmax_teacher_and_no_group_are_dafl(
+    judge: Judge, softmax: TeacherSpec, weights: dict[str, float]
+) -> None:
+    judged = judge([softmax], **weights)
+    images = judged.images.clone().requires_grad_()
+    said = UncutTeacher(softmax)(images)
+    terms = [weight * DAFL[name](*said) for name, weight in weights.items()]
+    by_hand = torch.stack(terms).sum()
+    (gradient,) = torch.autograd.grad(by_hand, images)
+    assert judged.report.total.item() == pytest.approx(by_hand.item(), rel=1e-6)
+    assert (judged.gradient - gradient).norm() / gradient.norm() <= 1e-5
+
+
+# two teachers of different tasks and labels: every image has its home
+
+
+@pytest.fixture(scope="module")
+def strangers(make_teacher: MakeTeacher) -> list[TeacherSpec]:
+    """The second shares a label, has a block less, and eats other pictures."""
+    return [
+        make_teacher("one", "abc", task="single_label"),
+        make_teacher("two", "dbe", widths=(5, 6), channels=3, size=12),
+    ]
+
+
+@dataclass(frozen=True)
+class AtHome:
+    """Images that are at home with a teacher."""
+
+    teacher: UncutTeacher
+    said: Tensor
+    features: Tensor
+    goal: Tensor
+    """The label sets that were asked for."""
+    student: Tensor
+    """What the student says."""
+
+    @property
+    def mean(self) -> Tensor:
+        return losses.probabilities(self.said, self.teacher.task).mean(0)
+
+
+HOME_TERMS: dict[str, Callable[[AtHome], Tensor]] = {
+    "one_hot": lambda own: losses.one_hot(own.said, own.goal, own.teacher.task),
+    "activation": lambda own: losses.activation(own.features),
+    "entropy": lambda own: losses.entropy(own.mean, own.teacher.task),
+    "discrete": lambda own: losses.discrete(own.said, own.teacher.task),
+    "batch_norm": lambda own: own.teacher.statistics(),
+    "adversarial": lambda own: losses.adversarial(own.student, own.said),
+}
+
+
+@pytest.fixture(scope="module", params=HOME_TERMS)
+def term(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_term_of_a_teacher_looks_only_at_images_that_are_at_home_with_it(
+    judge: Judge, strangers: list[TeacherSpec], term: str
+) -> None:
+    """The mean over teachers of each one's term, in value and in the gradient of every image."""
+    judged = judge(strangers, sampled=True, **{term: 1.0})
+    images, labels = judged.images.clone().requires_grad_(), ["a", "b", "c", "d", "e"]
+    terms = []
+    for home, spec in enumerate(strangers):
+        own = judged.panel.homes == home
+        goal = judged.asked_for[own][:, [labels.index(label) for label in spec.labels]]
+        teacher = UncutTeacher(spec)
+        student = judged.student(images[own])[spec.name]
+        terms.append(HOME_TERMS[term](AtHome(teacher, *teacher(images[own]), goal, student)))
+    by_hand = torch.stack(terms).mean()
+    (gradient,) = torch.autograd.grad(by_hand, images)
+    assert judged.report.total.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert (judged.gradient - gradient).norm() / gradient.norm() <= 1e-5
+
+
+def test_labels_that_are_asked_for_are_the_homes_own(
+    judge: Judge, strangers: list[TeacherSpec]
+) -> None:
+    judged = judge(strangers, sampled=True, one_hot=1.0)
+    known = torch.tensor([[1.0, 1, 1, 0, 0], [0, 1, 0, 1, 1]])[judged.panel.homes]
+    assert (judged.asked_for.sum(1) == 1).all()
+    assert (judged.asked_for <= known).all()
+
+
+def test_groups_follow_their_images_at_home_alone(
+    judge: Judge, strangers: list[TeacherSpec]
+) -> None:
+    """Eq. 11: groups 1 and 2 lie at depths 2 and 1 of the first teacher, both at 1 of the other."""
+    judged = judge(strangers, sampled=True, group=1.0)
+    entries = {"one": [2, 1], "two": [1, 1]}
+    terms = []
+    for home, spec in enumerate(strangers):
+        own, teacher = judged.panel.homes == home, UncutTeacher(spec)
+        aim, _ = teacher(judged.images[own])
+        for feature, depth in zip(judged.features, entries[spec.name], strict=True):
+            gated = feature.form(spec.name) * feature.gates[spec.name][:, :, None, None]
+            terms.append(losses.group(teacher(gated[own], depth)[0], aim, spec.task))
+    expected = torch.stack(terms).mean().item()
+    assert judged.report.terms["group"].item() == pytest.approx(expected, rel=1e-5)
+
+
+# the student's lesson
+
+
+def test_a_student_hears_of_an_image_from_its_home_alone(
+    judge: Judge, strangers: list[TeacherSpec]
+) -> None:
+    judged = judge(strangers, sampled=True, one_hot=1.0)
+    weights = LossWeights(distill={"two": 0.5}, logits=2.0)
+    lesson = Lesson(judged.labelled, judged.panel, weights)
+    random = torch.Generator().manual_seed(0)
+    said = {
+        spec.name: torch.randn(BATCH, 3, generator=random).requires_grad_() for spec in strangers
+    }
+    report = lesson.report(lesson.concerned(said))
+    report.total.backward()  # type: ignore[no-untyped-call]
+    expected = torch.tensor(0.0)
+    for home, spec in enumerate(strangers):
+        own = judged.panel.homes == home
+        truth = UncutTeacher(spec)(judged.images[own])[0]
+        distances = (said[spec.name][own] - truth).abs().mean()
+        part = losses.distill(said[spec.name][own], truth, spec.task)
+        expected = expected + weights.lambda_of(spec.name) * (part + 2 * distances)
+        gradient = said[spec.name].grad
+        assert gradient is not None
+        assert torch.equal(gradient.abs().sum(1) > 0, own)
+    assert report.total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("distill", [{"one": 0.0}, {"one": 0.0, "two": 0.0}])
+def test_a_teacher_of_weight_zero_teaches_nothing(
+    judge: Judge, strangers: list[TeacherSpec], distill: dict[str, float]
+) -> None:
+    judged = judge(strangers, sampled=True, one_hot=1.0)
+    lesson = Lesson(judged.labelled, judged.panel, LossWeights(distill=distill))
+    said = {spec.name: torch.zeros(BATCH, 3, requires_grad=True) for spec in strangers}
+    lesson.report(lesson.concerned(said)).total.backward()  # type: ignore[no-untyped-call]
+    taught = {
+        name for name, own in said.items() if own.grad is not None and own.grad.abs().sum() > 0
+    }
+    assert taught == {spec.name for spec in strangers} - set(distill)
