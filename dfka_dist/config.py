@@ -154,6 +154,7 @@ class LossWeights(Node):
     group: Weight = 0.3
     batch_norm: Weight = 10.0
     adversarial: Weight = 0.4
+    """Of a student that learns beside the generator; recipe joint."""
     diversity: Weight = 4.0
     total_variation: Weight = 0.0
     l2: Weight = 0.0

@@ -156,13 +156,15 @@ class Amalgamator:
         """The generator on eq. 11, then the dual generator's blocks on eq. 16."""
         workshop, training = self._workshop, self._config.training
         generator = workshop.generator_engine()
-        synthesis = Synthesis(engine=generator, panel=workshop.panel, weights=self._config.losses)
+        # There is no student yet that the teachers could disagree with.
+        weights = self._config.losses.model_copy(update={"adversarial": 0.0})
+        synthesis = Synthesis(engine=generator, panel=workshop.panel, weights=weights)
         with workshop.diary.phase("synthesis", training.steps):
             for step in range(training.steps):
                 generator.network.train()
                 noise, asked_for, targets = workshop.draw("synthesis", step)
                 batch = synthesis.ask(noise, asked_for, targets)
-                criticism = synthesis.criticise(batch, None, self._config.losses)
+                criticism = synthesis.criticise(batch, None, weights)
                 synthesis.learn(batch, criticism, generator_rate(workshop, step))
                 workshop.keep(step, asked_for, criticism.labelled)
                 workshop.probe_generator(generator, step + 1, training.steps)
