@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -15,9 +15,12 @@ from dfka_dist.config import LossWeights, TeacherSpec
 from dfka_dist.models.generator import Stack
 from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.sources import build, load_state, read_weights
+from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.memory import Labelled
+from distributed.conftest import MakePool
 from distributed.game import BATCH, DEPTH, EVERY_TERM, RATE, Draw, Game, Networks, draw, networks
 
 STEPS = 3
@@ -182,22 +185,41 @@ class Played:
         return float((self.engine - self.plain).norm() / (self.plain - self.before).norm())
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda stage: f"zero{stage}")
+@pytest.fixture(scope="module")
+def chosen(specs: dict[str, TeacherSpec]) -> list[TeacherSpec]:
+    return [specs["first"], specs["second"]]
+
+
+@pytest.fixture(scope="module")
+def here(
+    chosen: list[TeacherSpec], load_teacher: Callable[[TeacherSpec], Teacher]
+) -> LocalTeachers:
+    return LocalTeachers({spec.name: load_teacher(spec) for spec in chosen})
+
+
+@pytest.fixture(scope="module")
+def there(chosen: list[TeacherSpec], make_pool: MakePool) -> Iterator[ServedTeachers]:
+    with make_pool(chosen) as pool:
+        yield pool.teachers
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(1, "here"), (2, "here"), (3, "here"), (1, "there")],
+    ids=["zero1", "zero2", "zero3", "served"],
+)
 def played(
-    request: pytest.FixtureRequest,
-    process_group: None,
-    specs: dict[str, TeacherSpec],
-    load_teacher: Callable[[TeacherSpec], Teacher],
+    request: pytest.FixtureRequest, process_group: None, chosen: list[TeacherSpec]
 ) -> dict[str, Played]:
-    """Three alternating steps of all networks."""
-    chosen = [specs["first"], specs["second"]]
-    teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in chosen})
+    """Three alternating steps of all networks, the teachers in this process or served."""
+    zero_stage, where = request.param
+    teachers: Teachers = request.getfixturevalue(where)
     made = networks(chosen, teachers)
     plain = PlainTorch(made, chosen)
     players = {"generator": plain.generator, "trunk": plain.target.trunk, "block": plain.block}
     before = [network.state_dict() for network in players.values()]
     before = [{name: value.clone() for name, value in state.items()} for state in before]
-    game = Game(made, teachers, zero_stage=request.param)
+    game = Game(made, teachers, zero_stage=zero_stage)
     for step in range(STEPS):
         drawn, random = draw(teachers, step), torch.Generator().manual_seed(step)
         link = torch.randn(BATCH, *made.generator.shapes[DEPTH - 1], generator=random)
