@@ -53,9 +53,9 @@ def train_filters(workshop: Workshop, dual: DualState, supply: Supply, steps: in
 
 
 def dual_losses(workshop: Workshop, dual: DualState, supply: Supply) -> dict[str, dict[int, float]]:
-    """L_d^{b,m} of stream 1 on images that nothing has learned from, per teacher and depth."""
+    """L_d^{b,m} of stream 1 on unseen images, per teacher and depth."""
     losses: dict[str, dict[int, float]] = {name: {} for name in workshop.panel.voices}
-    batches = list(supply.batches("measure", MEASURED))
+    batches = list(supply.unseen("measure", MEASURED))
     for depth in range(1, workshop.branching.trunk.depth + 1):
         block = _new_block(workshop, dual, depth, frozen=depth)
         for name in losses:

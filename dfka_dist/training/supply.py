@@ -29,6 +29,9 @@ class Supply(Protocol):
     def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
         """This worker's share of a batch for each step, a function of stream and step alone."""
 
+    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """The same, of images that nothing has learned from, where there are such."""
+
 
 @dataclass(frozen=True)
 class Synthesized:
@@ -48,10 +51,14 @@ class Synthesized:
 
     def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
         """See `Supply.batches`."""
-        for step, (_, pending) in enumerate(self.fresh(stream, steps)):
-            batch = pending.result()
+        for step, batch in enumerate(self.unseen(stream, steps)):
             old = [self.memory.draw(stream, step)] if len(self.memory) else []
             yield Labelled.joined(batch, *old)
+
+    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """See `Supply.unseen`."""
+        for _, pending in self.fresh(stream, steps):
+            yield pending.result()
 
     def fresh(self, stream: str, steps: int) -> Iterator[tuple[Stack, Pending[Labelled]]]:
         """Per step the generator's stack, and its labels that are on their way."""
@@ -82,6 +89,10 @@ class Given:
         """See `Supply.batches`."""
         for pending in ahead(lambda step: self._ask(stream, step), steps, self.window):
             yield pending.result()
+
+    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """See `Supply.unseen`; all images are learned from."""
+        return self.batches(stream, steps)
 
     def drawn(self, stream: str, step: int, rows: range) -> Tensor:
         """(len(rows), C, H, W), drawn with replacement."""
@@ -120,6 +131,10 @@ class Archived:
         batches = self.archive.batches(size=self.size, seed=seed, shares=workers, share=rank)
         for batch in itertools.islice(batches, steps):
             yield self._labelled(batch)
+
+    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+        """See `Supply.unseen`; all images are learned from."""
+        return self.batches(stream, steps)
 
     def probe(self, rows: int) -> Labelled:
         """Some images, the same for every worker."""

@@ -1,0 +1,128 @@
+"""The dual generator block by block: its first block, and what depths are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfka_dist.config import LossWeights, RunConfig, TeacherSpec
+from dfka_dist.models.dual import DualBlock
+from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.target import trunk, trunk_shapes
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.dual import BlockDual, block_losses
+from dfka_dist.training.engines import Engine
+from dfka_dist.training.memory import Labelled
+from dfka_dist.training.supply import Synthesized
+from dfka_dist.training.workshop import Workshop
+from distributed.game import BATCH
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+LINK = 0.5
+
+
+@pytest.fixture(scope="module")
+def workshop(
+    make_teacher: Callable[..., TeacherSpec],
+    make_config: Callable[..., RunConfig],
+    load_teacher: Callable[[TeacherSpec], Teacher],
+    process_group: None,
+) -> Workshop:
+    spec = make_teacher("first", "abc")
+    config = make_config(
+        [spec],
+        target={"arguments": {"widths": [4, 6, 8]}},
+        generator={"latent": 6},
+        training={"batch_size": BATCH, "precision": "fp32", "memory_megabytes": 1},
+    )
+    teachers = LocalTeachers({spec.name: load_teacher(spec)})
+    return Workshop(config, teachers, [].append, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def labelled(workshop: Workshop) -> Labelled:
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(BATCH, 1, 16, 16, generator=random)
+    return workshop.panel.labelled(images, workshop.panel.homes).result()
+
+
+def first_block(workshop: Workshop) -> DualBlock:
+    spec = workshop.branching.design().input
+    with workshop.seeded(0):
+        blocks = trunk("convnet", {"widths": [5]}, spec)
+        return DualBlock(
+            Preprocessing(spec),
+            blocks,
+            frozen=0,
+            source=trunk_shapes(blocks, spec)[1],
+            wanted=workshop.branching.wanted(1),
+        )
+
+
+def way(workshop: Workshop, labelled: Labelled, link: Tensor | None) -> Tensor:
+    """That the first block goes in a step of plain SGD, with a rate of 1: the gradient."""
+    block = first_block(workshop)
+    engine = Engine(
+        block, micro_batch=BATCH, zero_stage=1, precision="fp32", rate=1.0, optimizer="sgd"
+    )
+    weights = LossWeights(link=LINK)
+    dual = BlockDual(engine=engine, panel=workshop.panel, entries={"first": 1}, weights=weights)
+    before = flat(block)
+    dual.learn(labelled, link, 1.0)
+    after = flat(block)
+    engine.destroy()
+    return after - before
+
+
+def flat(block: DualBlock) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in block.parameters()])
+
+
+def test_the_first_block_goes_as_far_as_two_equal_streams_would_take_it(
+    workshop: Workshop, labelled: Labelled
+) -> None:
+    """Eq. 15 and 16: both inputs are the image, so it is 1 + lambda_2 times one stream."""
+    alone, both = (way(workshop, labelled, link) for link in (None, labelled.images))
+    assert (both - (1 + LINK) * alone).norm() / both.norm() <= 1e-5
+
+
+def test_measuring_a_depth_moves_nothing(workshop: Workshop, labelled: Labelled) -> None:
+    block = first_block(workshop)
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    weights = LossWeights()
+    found = block_losses(block, labelled, workshop.panel, {"first": 1}, weights)
+    assert found["first"].isfinite() and not found["first"].requires_grad
+    assert all(value.equal(before[name]) for name, value in block.state_dict().items())
+
+
+@pytest.fixture
+def supply(workshop: Workshop, labelled: Labelled) -> Synthesized:
+    """A generator, and a memory of other images."""
+    memory = workshop.new_memory()
+    memory.add(labelled)
+    return Synthesized(
+        workshop.new_generator(),
+        workshop.draws,
+        workshop.panel,
+        workshop.columns,
+        memory,
+        window=2,
+    )
+
+
+def test_a_student_learns_from_fresh_images_and_remembered_ones(
+    supply: Synthesized, labelled: Labelled
+) -> None:
+    (batch,) = supply.batches("x", 1)
+    assert len(batch.images) == 2 * BATCH
+    assert torch.equal(batch.images[BATCH:], labelled.images.half().float())
+
+
+def test_depths_are_measured_on_fresh_images_alone(supply: Synthesized) -> None:
+    (both,), (unseen,) = supply.batches("x", 1), supply.unseen("x", 1)
+    assert torch.equal(unseen.images, both.images[:BATCH])
