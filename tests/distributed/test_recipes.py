@@ -166,9 +166,8 @@ def test_the_same_seed_gives_the_same_bits(ran: Ran, run: Run) -> None:
         assert all(other.state[key].equal(value) for key, value in one.state.items())
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_zero_stages_agree(ran: Ran, run: Run, zero_stage: int) -> None:
-    other = run(ran.name, zero_stage=zero_stage).outcome
+def test_zero_stages_agree(ran: Ran, run: Run) -> None:
+    other = run(ran.name, zero_stage=3).outcome
     for one, two in zip(ran.outcome.networks, other.networks, strict=True):
         torch.testing.assert_close(flat(two.state), flat(one.state), rtol=0, atol=1e-4)
 

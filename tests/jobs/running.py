@@ -33,7 +33,9 @@ class Ended:
 
 
 def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Start a job in a process group of its own; it can import the modules beside this file."""
+    """Start a job in a process group of its own; it can import the modules beside this file, and
+    what the tests can."""
+    places = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -41,7 +43,7 @@ def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subproc
         text=True,
         cwd=cwd,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(HERE)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
     )
 
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from running import Ended, keys, run
 
+from dfka_dist.config import TeacherSpec
 from dfka_dist.models.target import TargetNet
 
 STEPS = {"joint": 8, "fine_tune": 4}
@@ -83,10 +84,23 @@ def finished(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def again(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The same run without test data, where results go if nobody says where."""
+def again(
+    tiny: dict[str, Any],
+    write: Callable[..., Path],
+    make_teacher: Callable[..., TeacherSpec],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
+    """The same run without test data, where results go if nobody says where; and with a teacher
+    that knows nothing of what is wanted."""
     place = tmp_path_factory.mktemp("again")
-    config = write(place, evaluations=None)
+    idle = make_teacher("idle", ["7", "8"]).model_dump()
+    config = write(
+        place,
+        evaluations=None,
+        teachers=[*tiny["teachers"], idle],
+        target=tiny["target"] | {"labels": LABELS},
+        losses={"distill": {"idle": 3.0}},
+    )
     ended = run("amalgamate", "--config", config, cwd=place)
     return Finished(config, place / "runs" / "tiny", ended)
 
@@ -157,6 +171,15 @@ def test_the_same_seed_gives_the_same_network_byte_for_byte(
     assert one == other
 
 
+def test_a_teacher_that_knows_nothing_of_what_is_wanted_is_left_out_with_a_warning(
+    again: Finished,
+) -> None:
+    warnings = [line for line in again.ended.err.splitlines() if line.startswith("warning: ")]
+    what = "knows none of the labels that are wanted, and is left out"
+    assert warnings == [f"warning: the teacher idle {what}"]
+    assert [teacher["name"] for teacher in again.result["teachers"]] == ["low", "high"]
+
+
 def test_without_test_data_there_is_no_evaluation(again: Finished) -> None:
     assert again.result["evaluation"] is None
 
@@ -167,7 +190,7 @@ def test_without_test_data_the_report_says_so(again: Finished) -> None:
 
 
 def test_without_test_data_stdout_shows_the_agreement(again: Finished) -> None:
-    assert again.ended.out.startswith("no test data for all labels; agreement on ")
+    assert again.ended.out.startswith("no score for all labels at once; agreement on ")
 
 
 def test_the_report_is_one_file_that_opens_without_a_network(finished: Finished) -> None:
