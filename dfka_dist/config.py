@@ -180,8 +180,10 @@ class TrainingSpec(Node):
     recipe: Literal["joint", "paper", "distill"] = "joint"
     """joint: both generators in turns; paper: one after the other, block by block; distill: no
     generator, the target learns from `images`."""
-    steps: Count = 800
+    steps: Count = 400
     """Of the recipe's first phase: joint, synthesis, or distill."""
+    rehearsal_steps: Annotated[int, Field(ge=0)] = 3000
+    """Of the dual generator alone, on remembered images, behind the recipe joint's first phase."""
     block_steps: Count = 200
     """Of every block of the dual generator; recipe paper."""
     images: ImageSource | None = None
@@ -204,6 +206,11 @@ class TrainingSpec(Node):
     remember_every: Count = 2
     """For every how-manyth column of a batch a remembered image comes with it."""
     memory_megabytes: Count = 512
+    move: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Most that remembered images are shifted (in halves of the picture), turned (in radians) and
+    scaled before the teachers are asked again."""
+    mix: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Share of the remembered images that are mixed with another before that."""
     generator_rate: Rate = 2e-3
     dual_rate: Rate = 2e-3
     fine_tune_steps: Annotated[int, Field(ge=0)] = 200
@@ -212,8 +219,8 @@ class TrainingSpec(Node):
     """For the filters at all depths short of B, and for the fine-tune of a target at each of them;
     0: no such targets."""
     candidates: Count = 4
-    """Moments of the first phase whose dual generators are compared without data; the best is
-    kept."""
+    """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
+    data; the best is kept."""
     threads: Count | None = None
     """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
     worker_cpus: Annotated[float, Field(gt=0)] = 1.0

@@ -33,32 +33,39 @@ WITHOUT = {
     "adversarial": ("losses.adversarial=0.0",),
     "diversity": ("losses.diversity=0.0",),
     "sampled labels": ("training.sampled_labels=false",),
-    # every image of the newest batch, and next to nothing of what was before
-    "memory": ("training.memory_megabytes=1", "training.fresh_every=1"),
 }
 """What a row of the joint recipe goes without, by what that changes."""
 
 Table = dict[str, Any]
 
 
-def rows(config: RunConfig, steps: int) -> list[Row]:
+def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
     """Every run of the table.
 
     Args:
-        steps: of the joint recipe; the others get as many images to learn from.
+        steps: of the joint phase. Its rehearsal is as much longer as in the configuration, and the
+            other recipes have as many steps of the target.
     """
-    joint = (f"training.steps={steps}", f"training.branch_steps={max(1, steps // 10)}")
-    half = (f"training.steps={steps // 2}", f"training.block_steps={max(1, steps // 4)}")
-    given = (
-        "training.recipe=distill",
-        f"training.steps={steps * config.training.dual_steps}",
-        "training.branch_steps=0",
+    training = config.training
+    rehearsed = steps * training.rehearsal_steps // training.steps
+    both = (f"training.steps={steps}", f"training.rehearsal_steps={rehearsed}")
+    joint = (*both, f"training.branch_steps={max(1, steps // 2)}")
+    learned = steps * training.dual_steps + rehearsed
+    blocks = (f"training.steps={2 * steps}", f"training.block_steps={max(1, learned // 8)}")
+    given = ("training.recipe=distill", f"training.steps={learned}")
+    # every image of the newest batch, and next to nothing of what was before
+    forgetful = (
+        f"training.steps={learned // training.dual_steps}",
+        "training.rehearsal_steps=0",
+        "training.memory_megabytes=1",
+        "training.fresh_every=1",
     )
     return [
         *[Row("joint", joint, seed) for seed in SEEDS],
-        *[Row(f"without {name}", (*joint[:1], *changes)) for name, changes in WITHOUT.items()],
-        Row("paper", (*PAPER, *half)),
-        Row("paper without link", (*PAPER, *half, "losses.link=0.0")),
+        *[Row(f"without {name}", (*both, *changes)) for name, changes in WITHOUT.items()],
+        Row("without memory", forgetful),
+        Row("paper", (*PAPER, *blocks)),
+        Row("paper without link", (*PAPER, *blocks, "losses.link=0.0")),
         *[Row("noise images", (*given, "training.images=noise"), seed) for seed in SEEDS],
         *[Row("real images", (*given, f"training.images={_real(config)}"), s) for s in SEEDS],
     ]
@@ -74,13 +81,14 @@ def table(
         RunFailed: a run ended otherwise than well.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows(config, steps):
+    for row in rows(config, steps, place):
         result = run(row, source, place, say)
         if result["evaluation"] is None or result["evaluation"]["dataset"] is None:
             raise InputError("evaluations", "cover not all labels", "a data set of all labels")
         found.setdefault(row.name, []).append(result)
     lines = {name: _line(results, _chosen) for name, results in found.items()}
     joint = found["joint"]
+    lines["joint without rehearsal"] = _line(joint, _unrehearsed)
     lines["joint without fine-tune"] = _line(joint, _untuned)
     lines["joint regrouped at argmin"] = _line(joint, _regrouped)
     return {"config": config.run.name, "steps": steps, "rows": lines}
@@ -139,6 +147,12 @@ def _line(
 
 def _chosen(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(each for each in result["candidates"] if each["name"] == result["chosen"])
+
+
+def _unrehearsed(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dual generator at the end of the joint phase."""
+    own: list[Mapping[str, Any]] = result["candidates"]
+    return [each for each in own if each["name"].startswith("joint ")][-1]
 
 
 def _untuned(result: Mapping[str, Any]) -> Mapping[str, Any]:

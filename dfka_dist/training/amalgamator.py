@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,7 +149,11 @@ class Amalgamator:
         generator, memory = workshop.generator_engine(), workshop.new_memory()
         with workshop.diary.phase("joint", training.steps):
             joint = Joint(workshop, generator, workshop.new_target(self._trained_design()), memory)
-            duals = self._named(joint.run())
+            duals = self._named("joint", training.steps, joint.synthesize())
+        if training.rehearsal_steps:
+            with workshop.diary.phase("rehearsal", training.rehearsal_steps):
+                duals += self._named("rehearsal", training.rehearsal_steps, joint.rehearse())
+        joint.close()
         return Learned(duals, self._synthesized(generator, memory), generator)
 
     def _paper(self) -> Learned:
@@ -183,7 +187,8 @@ class Amalgamator:
         if self._start is not None:
             target.load_state_dict(self._start)
         with workshop.diary.phase("distill", training.steps):
-            duals = self._named(Distilling(workshop, target, supply).run())
+            learning = Distilling(workshop, target, supply).run()
+            duals = self._named("distill", training.steps, learning)
         return Learned(duals, supply)
 
     def _trained_design(self) -> Architecture:
@@ -192,16 +197,23 @@ class Amalgamator:
         deepest = branching.everywhere(branching.trunk.depth)
         return branching.design(deepest if self._config.training.branch_steps else None)
 
-    def _named(self, duals: Any) -> list[tuple[str, DualState]]:
-        training = self._config.training
-        steps = sorted(moments(training.steps, training.candidates))
-        return [(f"step {step}", dual) for step, dual in zip(steps, duals, strict=True)]
+    def _named(
+        self, phase: str, steps: int, duals: Iterator[DualState]
+    ) -> list[tuple[str, DualState]]:
+        """Every candidate of a phase by the step that it is of; this is what runs the phase."""
+        own = sorted(moments(steps, self._config.training.candidates))
+        return [(f"{phase} {step}", dual) for step, dual in zip(own, duals, strict=True)]
 
     def _synthesized(self, generator: Engine, memory: Any) -> Synthesized:
         workshop = self._workshop
         window = self._config.serving.in_flight
         return Synthesized(
-            _plain(generator), workshop.draws, workshop.panel, workshop.columns, memory, window
+            _plain(generator),
+            workshop.draws,
+            workshop.panel,
+            workshop.columns,
+            workshop.rehearsal(memory),
+            window,
         )
 
     def _select(self, learned: Learned) -> tuple[list[Network], DualState]:

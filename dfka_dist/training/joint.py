@@ -6,23 +6,25 @@ from collections.abc import Iterator
 
 from dfka_dist.losses import LossReport
 from dfka_dist.models.target import TargetNet
+from dfka_dist.teachers.interface import Pending
 from dfka_dist.training.collectives import average_buffers
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine, weights_at
+from dfka_dist.training.supply import rehearsed
 from dfka_dist.training.synthesis import Synthesis
 from dfka_dist.training.workshop import Workshop, moments
 
 
 class Joint:
-    """The joint phase of a run.
+    """The joint phase of a run, and what the dual generator learns after it.
 
     Args:
         generator: its engine.
         target: whose trunk is the dual generator.
-        memory: is filled.
+        memory: empty; is filled.
     """
 
     def __init__(
@@ -31,27 +33,53 @@ class Joint:
         self._workshop, self._memory, self._target = workshop, memory, target
         config = workshop.config
         self._training, self._weights = config.training, config.losses
+        self._rehearsal = workshop.rehearsal(memory)
+        self._remembered = self._ask_about_remembered(0)
         self._synthesis = Synthesis(engine=generator, panel=workshop.panel, weights=self._weights)
         self._engine = workshop.engine(target.trunk, self._training.dual_rate)
         self._dual = Dual(
             engine=self._engine, target=target, panel=workshop.panel, weights=self._weights
         )
 
-    def run(self) -> Iterator[DualState]:
-        """All steps; gives the dual generator at every moment at which it is a candidate."""
+    def synthesize(self) -> Iterator[DualState]:
+        """Both generators in turns; gives the dual generator at its moments as a candidate."""
         steps = self._training.steps
         for step in range(steps):
             reports = self._step(step)
             self._workshop.probe_generator(self._synthesis.engine, step + 1, steps)
             self._workshop.diary.tell(step + 1, *reports)
             if step + 1 in moments(steps, self._training.candidates):
-                average_buffers(self._target.trunk)
-                yield DualState.of_trunk(self._engine.state(), self._target.design)
+                yield self._state()
+
+    def rehearse(self) -> Iterator[DualState]:
+        """The dual generator alone, on images of the generator's whole way; gives it as
+        `synthesize` does."""
+        training, window = self._training, self._workshop.config.serving.in_flight
+        before = training.steps * training.dual_steps
+        batches = rehearsed(self._rehearsal, "rehearsal", training.rehearsal_steps, window)
+        for step, batch in enumerate(batches):
+            report = self._dual.learn(batch, self._rate(before + step))
+            self._workshop.diary.tell(step + 1, report)
+            if step + 1 in moments(training.rehearsal_steps, training.candidates):
+                yield self._state()
+
+    def close(self) -> None:
+        """Give back the dual generator's engine."""
         self._engine.destroy()
+
+    def _state(self) -> DualState:
+        average_buffers(self._target.trunk)
+        return DualState.of_trunk(self._engine.state(), self._target.design)
+
+    def _rate(self, dual_step: int) -> float:
+        """Falls over both phases."""
+        training = self._training
+        steps = training.steps * training.dual_steps + training.rehearsal_steps
+        return cosine(dual_step, steps, training.dual_rate, 0.0)
 
     def _step(self, step: int) -> list[LossReport]:
         training = self._training
-        rate = cosine(step, training.steps, training.dual_rate, 0.0)
+        rate = self._rate(step * training.dual_steps)
         half = training.dual_steps // 2
         self._synthesis.engine.network.train()
         noise, asked_for, targets = self._workshop.draw("joint", step)
@@ -59,24 +87,29 @@ class Joint:
         # The student learns from memory while the teachers look at the new images, and again
         # while they carry gradients back. Which images meet which weights depends on nothing
         # but the step.
-        reports = self._study(step, range(half), rate)
+        reports = self._study(range(half), rate)
         weights = weights_at(self._weights, step, training.steps)
         criticism = self._synthesis.criticise(batch, self._target, weights)
-        reports += self._study(step, range(half, training.dual_steps), rate)
+        reports += self._study(range(half, training.dual_steps), rate)
         self._synthesis.learn(batch, criticism, generator_rate(self._workshop, step))
         self._memory.add(criticism.labelled)
+        if step + 1 < training.steps:
+            self._remembered = self._ask_about_remembered(step + 1)
         self._workshop.keep(step, asked_for, criticism.labelled)
         return [criticism.report, *reports[-1:]]
 
-    def _study(self, step: int, turns: range, rate: float) -> list[LossReport]:
+    def _ask_about_remembered(self, step: int) -> Pending[list[Labelled]]:
+        """What is remembered for the turns of a step; the teachers answer while images are made."""
+        turns = [f"memory.{turn}" for turn in range(self._training.dual_steps)]
+        return self._rehearsal.ask(turns, step, self._training.remember_every)
+
+    def _study(self, turns: range, rate: float) -> list[LossReport]:
         if not len(self._memory):
             return []
-        reports = []
+        reports, remembered = [], self._remembered.result()
         for turn in turns:
             fresh = self._memory.newest(turn, self._training.fresh_every)
-            every = self._training.remember_every
-            old = self._memory.draw(f"memory.{turn}", step, turn, every)
-            reports.append(self._dual.learn(Labelled.joined(fresh, old), rate))
+            reports.append(self._dual.learn(Labelled.joined(fresh, remembered[turn]), rate))
         return reports
 
 

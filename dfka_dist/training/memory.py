@@ -31,6 +31,11 @@ class Labelled:
             torch.cat([part.homes for part in parts]),
         )
 
+    def rows(self, start: int, stop: int) -> Labelled:
+        """Some of the images."""
+        logits = {name: value[start:stop] for name, value in self.logits.items()}
+        return Labelled(self.images[start:stop], logits, self.homes[start:stop])
+
 
 class SampleMemory:
     """The newest steps' batches, as many as fit; this worker keeps its own columns of every batch.
@@ -71,12 +76,12 @@ class SampleMemory:
 
     def newest(self, offset: int, stride: int) -> Labelled:
         """Every `stride`-th column of the newest batch; `offset` says which."""
-        columns = self._every(offset, stride)
+        columns = self.every(offset, stride)
         return self._at(torch.full_like(columns, (self._added - 1) % self._slots), columns)
 
     def draw(self, stream: str, step: int, offset: int = 0, stride: int = 1) -> Labelled:
         """One remembered image for every `stride`-th column; `offset` says which."""
-        columns = self._every(offset, stride)
+        columns = self.every(offset, stride)
         chance = self._streams.uniform(stream, step, self.columns, 1)[columns, 0]
         return self._at((chance * len(self)).long(), columns)
 
@@ -84,7 +89,8 @@ class SampleMemory:
     def _slots(self) -> int:
         return 0 if self._images is None else len(self._images)
 
-    def _every(self, offset: int, stride: int) -> Tensor:
+    def every(self, offset: int, stride: int) -> Tensor:
+        """Every `stride`-th column, counted from this worker's first; `offset` says which."""
         chosen = [i for i, column in enumerate(self.columns) if (column + offset) % stride == 0]
         return torch.tensor(chosen)
 

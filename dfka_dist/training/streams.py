@@ -53,7 +53,8 @@ class Streams:
         often.
 
         Images 2k and 2k + 1 have the same set; its labels are of pool k modulo the number of pools,
-        and its first label is that pool's next, so that every batch is balanced.
+        and its first label is that pool's next, so that every batch is balanced. With every step
+        all move on by one label: no pair has one label for ever.
 
         Args:
             pools: labels that may be together; without it one pool of all.
@@ -68,14 +69,14 @@ class Streams:
         for row, pair in enumerate(pairs):
             pool = pools[pair % len(pools)]
             order[row] += torch.ones(labels).index_fill(0, torch.tensor(pool), 0.0)
-            order[row, first_label(pair, pools)] = -1.0
+            order[row, first_label(pair, pools, step)] = -1.0
             limits[row] = min(most, len(pool))
         sizes = 1 + (uniform[:, labels:] * limits).long()
         sets = (order.argsort(dim=1).argsort(dim=1) < sizes).float()
         return sets.repeat_interleave(2, dim=0)[rows.start % 2 :][: len(rows)]
 
 
-def first_label(pair: int, pools: Sequence[Sequence[int]]) -> int:
+def first_label(pair: int, pools: Sequence[Sequence[int]], step: int = 0) -> int:
     """The label that images 2 * pair and 2 * pair + 1 are surely asked for."""
     pool = pools[pair % len(pools)]
-    return pool[pair // len(pools) % len(pool)]
+    return pool[(pair // len(pools) + step) % len(pool)]

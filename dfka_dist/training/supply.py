@@ -16,8 +16,9 @@ from dfka_dist.archive import Archive, ArchivedBatch
 from dfka_dist.models.generator import GroupStackGenerator, Stack
 from dfka_dist.teachers.interface import Pending
 from dfka_dist.training.draws import Draws
-from dfka_dist.training.memory import Labelled, SampleMemory
+from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel
+from dfka_dist.training.rehearsal import Rehearsal
 from dfka_dist.training.streams import Streams
 
 Item = TypeVar("Item")
@@ -35,10 +36,13 @@ class Supply(Protocol):
 
 @dataclass(frozen=True)
 class Synthesized:
-    """Fresh images of a generator that learns no more, and remembered ones beside them.
+    """Images of a generator that learns no more: remembered ones, or without any fresh ones.
+
+    What is remembered is of the whole way of the generator, and so of more kinds than it makes in
+    the end.
 
     Args:
-        memory: may be empty.
+        rehearsal: its memory may be empty.
         window: batches that are with the teachers while an earlier one is learned from.
     """
 
@@ -46,14 +50,15 @@ class Synthesized:
     draws: Draws
     panel: Panel
     columns: range
-    memory: SampleMemory
+    rehearsal: Rehearsal
     window: int
 
     def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
         """See `Supply.batches`."""
-        for step, batch in enumerate(self.unseen(stream, steps)):
-            old = [self.memory.draw(stream, step)] if len(self.memory) else []
-            yield Labelled.joined(batch, *old)
+        if len(self.rehearsal.memory):
+            yield from rehearsed(self.rehearsal, stream, steps, self.window)
+        else:
+            yield from self.unseen(stream, steps)
 
     def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
         """See `Supply.unseen`."""
@@ -145,6 +150,13 @@ class Archived:
         homes = torch.tensor([*self.homes, -1])[batch.homes]  # -1 finds itself
         names = self.panel.voices
         return Labelled(batch.images, {name: batch.logits[name] for name in names}, homes)
+
+
+def rehearsed(rehearsal: Rehearsal, stream: str, steps: int, window: int) -> Iterator[Labelled]:
+    """Altered images from a memory that is not empty, asked about up to `window` steps ahead."""
+    for pending in ahead(lambda step: rehearsal.ask([stream], step), steps, window):
+        (batch,) = pending.result()
+        yield batch
 
 
 def ahead(ask: Callable[[int], Item], steps: int, window: int) -> Iterator[Item]:

@@ -23,6 +23,7 @@ from dfka_dist.training.engines import Engine, fitting
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.probe import MOMENTS, PART, ProbeSet
+from dfka_dist.training.rehearsal import Rehearsal
 from dfka_dist.training.streams import Streams
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ class Workshop:
         """An empty one, of this worker's columns."""
         capacity = self.config.training.memory_megabytes * 2**20 // rank_and_size()[1]
         return SampleMemory(columns=self.columns, capacity=capacity, streams=self.streams)
+
+    def rehearsal(self, memory: SampleMemory) -> Rehearsal:
+        """Of a memory's images."""
+        training = self.config.training
+        return Rehearsal(memory, self.panel, self.streams, training.move, training.mix)
 
     def new_generator(self) -> GroupStackGenerator:
         """With random weights, and the shapes of the largest teacher's block features."""

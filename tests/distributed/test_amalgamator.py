@@ -20,7 +20,7 @@ from distributed.game import EVERY_TERM, LABELS
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
-STEPS, FINE_TUNE_STEPS = 6, 3
+STEPS, REHEARSAL_STEPS, FINE_TUNE_STEPS = 6, 4, 3
 Run = Callable[..., Outcome]
 
 
@@ -33,7 +33,12 @@ def tiny(
     def make(
         teachers: list[TeacherSpec] | None = None, seed: int = 0, **training: Any
     ) -> RunConfig:
-        short = {"steps": STEPS, "fine_tune_steps": FINE_TUNE_STEPS, "batch_size": 8}
+        short = {
+            "steps": STEPS,
+            "rehearsal_steps": REHEARSAL_STEPS,
+            "fine_tune_steps": FINE_TUNE_STEPS,
+            "batch_size": 8,
+        }
         return make_config(
             teachers or [specs["first"], specs["second"]],
             run={"seed": seed},
@@ -115,14 +120,16 @@ def test_there_are_samples_of_every_label(outcome: Outcome) -> None:
 
 def test_the_outcome_tells_how_long_each_phase_was(outcome: Outcome) -> None:
     steps = [(phase["name"], phase["steps"]) for phase in outcome.phases]
-    assert steps == [("joint", STEPS), ("fine_tune", FINE_TUNE_STEPS)]
+    wanted = {"joint": STEPS, "rehearsal": REHEARSAL_STEPS, "fine_tune": FINE_TUNE_STEPS}
+    assert steps == list(wanted.items())
 
 
 def test_records_come_every_so_many_steps_and_at_the_end_of_a_phase(
     records: list[Record], outcome: Outcome
 ) -> None:
     told = [(record["phase"], record["step"]) for record in records]
-    assert told == [("joint", 2), ("joint", 4), ("joint", 6), ("fine_tune", 2), ("fine_tune", 3)]
+    ends = {"joint": [2, 4, 6], "rehearsal": [2, 4], "fine_tune": [2, 3]}
+    assert told == [(phase, step) for phase, steps in ends.items() for step in steps]
 
 
 def test_records_hold_every_term(records: list[Record], outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,19 +111,26 @@ def supply(workshop: Workshop, labelled: Labelled) -> Synthesized:
         workshop.draws,
         workshop.panel,
         workshop.columns,
-        memory,
+        workshop.rehearsal(memory),
         window=2,
     )
 
 
-def test_a_student_learns_from_fresh_images_and_remembered_ones(
-    supply: Synthesized, labelled: Labelled
-) -> None:
+def test_a_student_learns_from_what_is_remembered(supply: Synthesized) -> None:
     (batch,) = supply.batches("x", 1)
-    assert len(batch.images) == 2 * BATCH
-    assert torch.equal(batch.images[BATCH:], labelled.images.half().float())
+    (rehearsed,) = supply.rehearsal.ask(["x"], 0).result()
+    assert torch.equal(batch.images, rehearsed.images)
 
 
 def test_depths_are_measured_on_fresh_images_alone(supply: Synthesized) -> None:
-    (both,), (unseen,) = supply.batches("x", 1), supply.unseen("x", 1)
-    assert torch.equal(unseen.images, both.images[:BATCH])
+    (unseen,) = supply.unseen("x", 1)
+    drawn = supply.draws.synthesize(supply.generator, "x", 0, supply.columns)
+    assert torch.equal(unseen.images, drawn.images)
+
+
+def test_a_student_learns_from_fresh_images_where_nothing_is_remembered(
+    workshop: Workshop, supply: Synthesized
+) -> None:
+    forgetful = replace(supply, rehearsal=workshop.rehearsal(workshop.new_memory()))
+    (batch,), (unseen,) = forgetful.batches("x", 1), forgetful.unseen("x", 1)
+    assert torch.equal(batch.images, unseen.images)

@@ -40,7 +40,13 @@ def two(
 @pytest.fixture(scope="module")
 def tiny(two: list[TeacherSpec], make_config: Callable[..., RunConfig]) -> Tiny:
     """A factory of runs of six steps: `tiny(workers=2)`."""
-    short = {"steps": 6, "fine_tune_steps": 2, "batch_size": 8, "memory_megabytes": 1}
+    short = {
+        "steps": 6,
+        "rehearsal_steps": 2,
+        "fine_tune_steps": 2,
+        "batch_size": 8,
+        "memory_megabytes": 1,
+    }
 
     def make(**training: Any) -> RunConfig:
         return make_config(
@@ -92,7 +98,8 @@ def test_a_run_ends_with_a_network_of_finite_numbers(launched: Launched) -> None
 
 def test_records_arrive_one_by_one_and_each_once(launched: Launched) -> None:
     told = [(record["phase"], record["step"]) for record in launched.records]
-    assert told == [("joint", 2), ("joint", 4), ("joint", 6), ("fine_tune", 2)]
+    joint = [("joint", 2), ("joint", 4), ("joint", 6)]
+    assert told == [*joint, ("rehearsal", 2), ("fine_tune", 2)]
 
 
 def test_nothing_that_was_started_for_a_run_is_left_in_the_cluster(launched: Launched) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 LABELS = ["d", "a", "b", "c", "e"]
 DEPTHS = (1, 2, 3)
 PHASES = {
-    "joint": ["joint", "branches", "fine_tune"],
+    "joint": ["joint", "rehearsal", "branches", "fine_tune"],
     "paper": ["synthesis", "dual", "fine_tune"],
     "noise": ["distill", "fine_tune"],
     "folder": ["distill", "branches", "fine_tune"],
@@ -78,7 +78,13 @@ def run(
         "noise": {"recipe": "distill", "images": "noise"},
         "folder": {"recipe": "distill", "images": f"folder:{folder}", "branch_steps": 2},
     }
-    short = {"steps": 6, "fine_tune_steps": 3, "batch_size": 8, "report_every": 2}
+    short = {
+        "steps": 6,
+        "rehearsal_steps": 4,
+        "fine_tune_steps": 3,
+        "batch_size": 8,
+        "report_every": 2,
+    }
 
     def run(name: str, target: Any = None, losses: Any = None, **training: Any) -> Ran:
         config = make_config(
@@ -180,7 +186,7 @@ def test_without_a_student_nobody_disagrees(run: Run) -> None:
 
 def test_candidates_are_the_moments_that_were_asked_for_and_the_end(run: Run) -> None:
     found = run("noise", candidates=3).outcome.candidates
-    assert [each.name for each in found] == ["step 2", "step 4", "step 6", "fine-tuned"]
+    assert [each.name for each in found] == ["distill 2", "distill 4", "distill 6", "fine-tuned"]
 
 
 def test_candidates_are_comparable_where_branches_were_chosen_later(run: Run) -> None:

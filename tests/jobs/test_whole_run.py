@@ -17,7 +17,7 @@ from running import Ended, keys, run
 from dfka_dist.config import TeacherSpec
 from dfka_dist.models.target import TargetNet
 
-STEPS = {"joint": 8, "fine_tune": 4}
+STEPS = {"joint": 8, "rehearsal": 4, "fine_tune": 4}
 LABELS = ["0", "1", "2", "3"]
 SCORES = {"mAP": None, "accuracy": None}
 RESULT = {
@@ -27,7 +27,7 @@ RESULT = {
     "recipe": None,
     "steps": None,
     "seconds": {"wall": None, "cpu": None},
-    "phases": [{"name": None, "steps": None, "seconds": None}] * 2,
+    "phases": [{"name": None, "steps": None, "seconds": None}] * 3,
     "teachers": [
         {"name": None, "task": None, "labels": [None] * 2, "parameters": None, "sha256": None}
     ]
@@ -56,7 +56,7 @@ RESULT = {
         {"name": None, "parameters": None, "agreement": None, "target": SCORES}
         | {"retention": SCORES, "per_teacher": {"low": SCORES, "high": SCORES}}
     ]
-    * 5,
+    * 9,
     "depths": [],
     "dual_losses": {},
 }

@@ -139,6 +139,12 @@ def test_single_labels_are_equally_frequent_in_every_batch(labels: int) -> None:
     assert sets.sum(0).tolist() == [6.0] * labels
 
 
+@pytest.mark.parametrize("labels", [1, 3, 10])
+def test_every_image_is_asked_for_every_label_in_turn(labels: int) -> None:
+    sets = [Streams(0).label_sets("x", step, range(8), labels, 1) for step in range(labels)]
+    assert torch.stack(sets).sum(0).eq(1).all()
+
+
 def test_labels_of_larger_sets_are_nearly_equally_frequent() -> None:
     sets = Streams(0).label_sets("x", 0, range(10_000), 5, 3)
     assert sets.mean(0).tolist() == pytest.approx([2 / 5] * 5, abs=0.02)
@@ -170,10 +176,10 @@ def test_label_sets_are_drawn_from_the_pool_of_their_pair(
 
 
 @settings(max_examples=50, deadline=None)
-@given(pools=POOLS)
-def test_single_labels_of_a_pool_are_equally_frequent(pools: list[list[int]]) -> None:
+@given(pools=POOLS, step=st.integers(0, 20))
+def test_single_labels_of_a_pool_are_equally_frequent(pools: list[list[int]], step: int) -> None:
     rows = range(2 * len(pools) * 12)  # 12 pairs of each pool, whose size divides 12
-    sets = Streams(0).label_sets("x", 0, rows, 9, 1, pools)
+    sets = Streams(0).label_sets("x", step, rows, 9, 1, pools)
     homes = torch.arange(len(rows)) // 2 % len(pools)
     for home, pool in enumerate(pools):
         assert sets[homes == home][:, pool].sum(0).tolist() == [24 / len(pool)] * len(pool)

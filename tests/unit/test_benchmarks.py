@@ -1,0 +1,158 @@
+"""The runs behind the tables about the method, and the tables that are made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dfka_dist.benchmarks import quality, selection
+from dfka_dist.config import PRESETS, RunConfig
+from dfka_dist.errors import InputError
+from dfka_dist.loading import dump, load
+
+FASHION = PRESETS / "fashion.yaml"
+MAKERS = pytest.mark.parametrize("made", [quality, selection], ids=["quality", "selection"])
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load(FASHION, [])
+
+
+@MAKERS
+def test_every_run_of_a_table_is_a_configuration(made: ModuleType, config: RunConfig) -> None:
+    for row in made.rows(config, 100, Path("/somewhere")):
+        assert load(FASHION, row.changes).training.candidates > 0
+
+
+@MAKERS
+def test_every_run_of_a_table_has_its_own_folder(made: ModuleType, config: RunConfig) -> None:
+    folders = [row.folder for row in made.rows(config, 100, Path("/somewhere"))]
+    assert len(set(folders)) == len(folders)
+
+
+def test_recipes_beside_joint_let_the_target_make_as_many_steps(config: RunConfig) -> None:
+    rows = {
+        row.name: load(FASHION, row.changes).training for row in quality.rows(config, 80, Path())
+    }
+    joint, forgetful = rows["joint"], rows["without memory"]
+    steps = joint.steps * joint.dual_steps + joint.rehearsal_steps
+    assert forgetful.steps * forgetful.dual_steps == pytest.approx(steps, abs=4)
+    assert rows["noise images"].steps == rows["real images"].steps == steps
+
+
+def test_at_least_two_runs_are_collapsed_on_purpose() -> None:
+    assert sum(name.startswith("collapsed") for name in selection.SPOILED) >= 2
+    assert len(selection.SPOILED) == 10
+
+
+def result(seed: int, accuracy: float) -> dict[str, Any]:
+    """What the table takes from a result.json."""
+
+    def brief(name: str, less: float) -> dict[str, Any]:
+        scores = {"accuracy": accuracy - less, "mAP": accuracy - less}
+        return {
+            "name": name,
+            "agreement": 0.9 - less,
+            "parameters": 7,
+            "target": scores,
+            "retention": scores,
+        }
+
+    return {
+        "seed": seed,
+        "chosen": "fine-tuned",
+        "candidates": [brief("joint 2", 0.3), brief("rehearsal 2", 0.1), brief("fine-tuned", 0.0)],
+        "depths": [brief("depth 1", 0.2) | {"branch_points": {"one": 1}}],
+        "dual_losses": {"one": {"1": 0.1, "2": 0.2}},
+        "target": {"branch_points": {"one": 2}},
+        "evaluation": {"dataset": "fashion"},
+        "phases": [{"name": "joint", "steps": 2, "seconds": 1.5}],
+        "peak_bytes": 2**30,
+    }
+
+
+@pytest.fixture
+def kept(config: RunConfig, tmp_path: Path) -> Path:
+    """A folder in which every row of the quality table was run before."""
+    source = tmp_path / "config.yaml"
+    source.write_text(dump(config), encoding="utf-8")
+    for row in quality.rows(config, 80, tmp_path):
+        folder = tmp_path / row.folder
+        folder.mkdir()
+        command = [str(source), *row.changes, f"run.seed={row.seed}"]
+        own = {"command": command, "result": result(row.seed, 0.8 + row.seed / 10)}
+        (folder / "row.json").write_text(json.dumps(own), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def table(config: RunConfig, kept: Path) -> dict[str, Any]:
+    said: list[str] = []
+    made = quality.table(config, kept / "config.yaml", 80, kept, said.append)
+    assert all(line.endswith("done before") for line in said)
+    return made
+
+
+def test_rows_that_are_done_are_not_run_again(table: dict[str, Any]) -> None:
+    assert {"joint", "without group", "paper", "real images"} <= set(table["rows"])
+
+
+def test_a_row_is_the_mean_of_its_seeds(table: dict[str, Any]) -> None:
+    assert table["rows"]["joint"]["accuracy"] == pytest.approx(0.9)
+    assert table["rows"]["without group"]["accuracy"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("row", "less"),
+    [
+        ("joint without rehearsal", 0.3),
+        ("joint without fine-tune", 0.1),
+        ("joint regrouped at argmin", 0.2),
+    ],
+)
+def test_rows_that_differ_after_training_share_the_run(
+    table: dict[str, Any], row: str, less: float
+) -> None:
+    assert table["rows"][row]["accuracy"] == pytest.approx(0.9 - less)
+
+
+def test_a_table_has_a_line_for_each_row(table: dict[str, Any]) -> None:
+    assert len(quality.text(table).splitlines()) == 2 + len(table["rows"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "rho"), [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], -1.0), ([1, 2, 4, 3], 0.8)]
+)
+def test_a_rank_correlation_knows_only_ranks(scores: list[float], rho: float) -> None:
+    agreements = [0.1, 0.11, 0.5, 0.9]
+    rows = [{"agreement": a, "accuracy": s} for a, s in zip(agreements, scores, strict=True)]
+    assert selection.spearman(rows, "accuracy") == pytest.approx(rho)
+
+
+def draws(draw: Callable[[Any, Path], None], made: Any, path: Path) -> bytes:
+    draw(made, path)
+    return path.read_bytes()[:4]
+
+
+def test_tables_are_drawn(table: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"agreement": a, "accuracy": a, "mAP": a} for a in (0.1, 0.5)]
+    rho = {"accuracy": 1.0, "mAP": 1.0}
+    chosen = {
+        "checkpoints": rows,
+        "runs": rows,
+        "spearman": {"checkpoints": rho, "runs": rho},
+    }
+    assert draws(quality.draw, table, tmp_path / "a.png") == b"\x89PNG"
+    assert draws(selection.draw, chosen, tmp_path / "b.png") == b"\x89PNG"
+
+
+def test_a_configuration_without_data_has_no_table(tmp_path: Path) -> None:
+    bare = load(FASHION, ["evaluations={}"])
+    with pytest.raises(InputError, match="evaluations"):
+        quality.rows(bare, 80, tmp_path)

@@ -1,0 +1,175 @@
+"""Remembered images are altered on the way, and the teachers are asked what they are then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.teachers.interface import Question
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.memory import Labelled, SampleMemory
+from dfka_dist.training.panel import Panel
+from dfka_dist.training.rehearsal import DRAWS, Rehearsal, mixed, moved
+from dfka_dist.training.streams import Streams
+
+BATCH = 8
+STREAMS = Streams(0)
+MakeRehearsal = Callable[..., Rehearsal]
+
+
+@pytest.fixture(scope="module")
+def teachers(
+    make_teacher: Callable[..., TeacherSpec], load_teacher: Callable[[TeacherSpec], Teacher]
+) -> LocalTeachers:
+    specs = [make_teacher("one", "abc"), make_teacher("two", "de")]
+    return LocalTeachers({spec.name: load_teacher(spec) for spec in specs})
+
+
+@pytest.fixture(scope="module")
+def make_rehearsal(teachers: LocalTeachers, make_config: Callable[..., RunConfig]) -> MakeRehearsal:
+    """A factory of rehearsals of three steps: `make_rehearsal(columns, move=0.1)`."""
+    specs = [known.spec for known in teachers.descriptions.values()]
+
+    def make(
+        columns: range = range(BATCH), steps: int = 3, move: float = 0.15, mix: float = 0.75
+    ) -> Rehearsal:
+        memory = SampleMemory(columns=columns, capacity=10**6, streams=STREAMS)
+        panel = Panel(make_config(specs), teachers, columns, "fp32")
+        for step in range(steps):
+            # float16 is what the memory keeps
+            images = STREAMS.uniform("images", step, columns, 256).half().float()
+            own = {name: torch.full((len(columns), 3), float(step)) for name in panel.voices}
+            memory.add(Labelled(images.reshape(-1, 1, 16, 16), own, panel.homes))
+        return Rehearsal(memory, panel, STREAMS, move, mix)
+
+    return make
+
+
+def test_nothing_is_asked_while_nothing_is_remembered(make_rehearsal: MakeRehearsal) -> None:
+    assert make_rehearsal(steps=0).ask(["x", "y"], 0).result() == []
+
+
+def test_what_is_not_altered_keeps_the_answers_that_it_had(make_rehearsal: MakeRehearsal) -> None:
+    rehearsal = make_rehearsal(move=0.0, mix=0.0)
+    (batch,) = rehearsal.ask(["x"], 0).result()
+    drawn = rehearsal.memory.draw("x", 0)
+    assert torch.equal(batch.images, drawn.images)
+    assert all(torch.equal(batch.logits[name], drawn.logits[name]) for name in drawn.logits)
+
+
+def test_the_teachers_say_what_an_altered_image_is(
+    make_rehearsal: MakeRehearsal, teachers: LocalTeachers
+) -> None:
+    rehearsal = make_rehearsal()
+    (batch,) = rehearsal.ask(["x"], 0).result()
+    assert not torch.equal(batch.images, rehearsal.memory.draw("x", 0).images)
+    answers = teachers.forward(Question(batch.images, ("one", "two"))).result()
+    for name, answer in answers.items():
+        torch.testing.assert_close(batch.logits[name], answer.logits)
+
+
+def test_there_is_a_batch_for_every_stream(make_rehearsal: MakeRehearsal) -> None:
+    """Of every second column, the next stream begins with the other ones."""
+    rehearsal = make_rehearsal()
+    first, second = rehearsal.ask(["x", "y"], 0, stride=2).result()
+    assert len(first.images) == len(second.images) == BATCH // 2
+    alone = rehearsal.ask(["x"], 0, stride=2).result()[0]
+    torch.testing.assert_close(first.images, alone.images)
+    torch.testing.assert_close(first.logits, alone.logits)
+
+
+def test_batches_differ_from_step_to_step_and_are_the_same_again(
+    make_rehearsal: MakeRehearsal,
+) -> None:
+    rehearsal = make_rehearsal()
+    one, other, again = (rehearsal.ask(["x"], step).result()[0].images for step in (0, 1, 0))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("at", [2, 4, 6])
+def test_two_workers_rehearse_what_one_would(make_rehearsal: MakeRehearsal, at: int) -> None:
+    whole, *shares = (
+        make_rehearsal(columns).ask(["x"], 5).result()[0]
+        for columns in (range(BATCH), range(at), range(at, BATCH))
+    )
+    together = Labelled.joined(*shares)
+    assert torch.equal(together.images, whole.images)
+    torch.testing.assert_close(together.logits, whole.logits)
+
+
+# mixing
+
+DARK, BRIGHT = torch.zeros(400, 1, 32, 32), torch.ones(400, 1, 32, 32)
+
+
+def chances(seed: int = 0) -> Tensor:
+    return torch.rand(400, DRAWS - 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_mixed_image_lies_between_the_two() -> None:
+    images = mixed(DARK, BRIGHT, chances(), 1.0)
+    assert 0 <= images.min() < 0.05 < 0.95 < images.max() <= 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
+def test_so_many_images_are_mixed_as_was_asked(share: float) -> None:
+    images = mixed(DARK, BRIGHT, chances(), share).flatten(1)
+    assert (images.amax(1) > 0).float().mean().item() == pytest.approx(share, abs=0.07)
+
+
+def test_half_of_the_mixed_images_are_mixed_alike_everywhere() -> None:
+    images = mixed(DARK, BRIGHT, chances(), 1.0).flatten(1)
+    even = images.amax(1) - images.amin(1) < 1e-6
+    assert even.float().mean().item() == pytest.approx(0.5, abs=0.07)
+
+
+def test_the_others_are_mixed_by_a_map_that_is_smooth() -> None:
+    images = mixed(DARK, BRIGHT, chances(), 1.0)
+    steps = images.diff(dim=2).abs().amax((1, 2, 3))
+    whole = images.amax((1, 2, 3)) - images.amin((1, 2, 3))
+    assert whole.max() > 0.8
+    assert steps.max() < whole.max() / 2
+
+
+# moving
+
+
+def spot(row: int, column: int) -> Tensor:
+    """A bright square of two by two in a dark picture of sixteen by sixteen."""
+    image = torch.zeros(1, 1, 16, 16)
+    image[..., row : row + 2, column : column + 2] = 1.0
+    return image
+
+
+def test_an_image_that_is_not_moved_stays_what_it_is() -> None:
+    image = torch.rand(3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(moved(image, torch.rand(3, 4), 0.0), image, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chance", "row", "column"), [((1.0, 0.5), 7, 5), ((0.0, 0.5), 7, 9), ((0.5, 1.0), 5, 7)]
+)
+def test_an_image_is_shifted_by_halves_of_the_picture(
+    chance: tuple[float, float], row: int, column: int
+) -> None:
+    """A quarter of eight pixels are two; what turns and scales stays in the middle."""
+    there = moved(spot(7, 7), torch.tensor([[*chance, 0.5, 0.5]]), 0.25)
+    torch.testing.assert_close(there, spot(row, column), rtol=0, atol=1e-5)
+
+
+def test_a_turned_image_has_its_middle_where_it_was() -> None:
+    turned = moved(spot(7, 7), torch.tensor([[0.5, 0.5, 1.0, 0.5]]), 0.15)
+    assert turned.sum().item() == pytest.approx(4, rel=0.1)
+    assert turned[..., 6:10, 6:10].sum() > 0.99 * turned.sum()
+
+
+def test_edges_are_drawn_out() -> None:
+    """A bright picture stays bright: no black comes in from outside."""
+    bright = moved(BRIGHT, torch.rand(400, 4, generator=torch.Generator().manual_seed(0)), 0.3)
+    torch.testing.assert_close(bright, BRIGHT)
