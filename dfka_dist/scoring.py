@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,28 +33,43 @@ def load_data(config: RunConfig) -> Data:
     ]
 
 
-def score(data: Data, teachers: Teachers, target: TargetNet) -> dict[str, Any] | None:
-    """The `evaluation` of a result, in fp32; None without data.
+class Scorer:
+    """Scores targets beside their teachers, who are asked about each image once, however many
+    targets there are."""
 
-    Args:
-        target: in eval mode.
-    """
-    specs = {name: description.spec for name, description in teachers.descriptions.items()}
-    kept = {branch.teacher.name: branch.labels for branch in target.design.branches}
+    def __init__(self, data: Data, teachers: Teachers) -> None:
+        self._data, self._teachers = data, teachers
+        self._specs = {name: known.spec for name, known in teachers.descriptions.items()}
+        self._said: list[dict[str, Tensor]] = []
+        """Of every batch, in the order in which `evaluate` asks; that is always the same."""
 
-    def ask_teachers(images: Tensor) -> dict[str, Tensor]:
-        answers = teachers.forward(Question(images, tuple(specs))).result()
+    def score(self, target: TargetNet) -> dict[str, Any] | None:
+        """The `evaluation` of a result, in fp32; None without data.
+
+        Args:
+            target: in eval mode.
+        """
+        turn = itertools.count()
+
+        def ask_teachers(images: Tensor) -> dict[str, Tensor]:
+            batch = next(turn)
+            if batch == len(self._said):
+                self._said.append(self._ask(images))
+            return self._said[batch]
+
+        def ask_target(images: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                own = target(images)
+            return {name: probabilities(own[name], self._specs[name].task) for name in own}
+
+        labels = {name: spec.labels for name, spec in self._specs.items()}
+        kept = {branch.teacher.name: branch.labels for branch in target.design.branches}
+        return evaluate(self._data, labels, kept, target.labels, ask_teachers, ask_target)
+
+    def _ask(self, images: Tensor) -> dict[str, Tensor]:
+        answers = self._teachers.forward(Question(images, tuple(self._specs))).result()
         return {
-            n: probabilities(a.logits, specs[n].task)
-            for n, a in answers.items()
-            if a.logits is not None
+            name: probabilities(answer.logits, self._specs[name].task)
+            for name, answer in answers.items()
+            if answer.logits is not None
         }
-
-    def ask_target(images: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {
-                name: probabilities(own, specs[name].task) for name, own in target(images).items()
-            }
-
-    labels = {name: spec.labels for name, spec in specs.items()}
-    return evaluate(data, labels, kept, target.labels, ask_teachers, ask_target)

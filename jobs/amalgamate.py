@@ -26,7 +26,7 @@ from dfka_dist.models.sources import Weights, initial_weights, read_all_weights
 from dfka_dist.models.target import Architecture, DualGenerator, TargetNet
 from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
-from dfka_dist.scoring import Data, load_data, score
+from dfka_dist.scoring import Data, Scorer, load_data
 from dfka_dist.teachers.placement import PlacementPlan, plan, read_nodes
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
@@ -130,10 +130,9 @@ def _run(
             progress.message("starting the trainer")
             outcome = launch.amalgamate(config, teachers, on_record, ready.start)
             progress.message("scoring")
-            data = [] if config.is_teacherless else ready.data
+            scorer = Scorer([] if config.is_teacherless else ready.data, teachers)
             evaluations = {
-                network.name: score(data, teachers, results.rebuilt(network))
-                for network in outcome.networks
+                network.name: scorer.score(results.rebuilt(network)) for network in outcome.networks
             }
             cpu = outcome.cpu_seconds + served_seconds() + time.process_time()
         seconds = {"wall": round(time.monotonic() - began, 1), "cpu": round(cpu, 1)}

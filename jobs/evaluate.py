@@ -15,7 +15,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
-from dfka_dist.scoring import load_data, score
+from dfka_dist.scoring import Scorer, load_data
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "\n".join(f"would score on {images.name}: {len(images)} images" for images, _ in data)
         )
         return
-    text = json.dumps(score(data, teachers, target), indent=2)
+    text = json.dumps(Scorer(data, teachers).score(target), indent=2)
     if folder is not None:
         (commandline.emptied(folder, [FILE]) / FILE).write_text(text + "\n", encoding="utf-8")
     print(text)

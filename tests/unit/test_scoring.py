@@ -12,7 +12,8 @@ from PIL import Image
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.errors import InputError
 from dfka_dist.models.target import TargetNet
-from dfka_dist.scoring import load_data, score
+from dfka_dist.scoring import Scorer, load_data
+from dfka_dist.teachers.interface import Pending, Question, TeacherOutput
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def test_without_data_there_is_no_score(
     teacher: Teacher, make_copy: Callable[[Teacher], TargetNet]
 ) -> None:
-    assert score([], LocalTeachers({"one": teacher}), make_copy(teacher)) is None
+    assert Scorer([], LocalTeachers({"one": teacher})).score(make_copy(teacher)) is None
 
 
 def test_a_target_that_is_its_teacher_all_over_keeps_everything(
@@ -55,10 +56,33 @@ def test_a_target_that_is_its_teacher_all_over_keeps_everything(
     make_copy: Callable[[Teacher], TargetNet],
 ) -> None:
     config = make_config([spec], evaluations={"mine": {"source": f"folder:{folder}"}})
-    found = score(load_data(config), LocalTeachers({"one": teacher}), make_copy(teacher))
+    scorer = Scorer(load_data(config), LocalTeachers({"one": teacher}))
+    found = scorer.score(make_copy(teacher))
     assert found is not None
     assert found["examples"] == 8
     assert found["retention"] == {"mAP": 1.0, "accuracy": 1.0}
+    assert scorer.score(make_copy(teacher)) == found
+
+
+def test_teachers_are_asked_once_however_many_targets_there_are(
+    spec: TeacherSpec,
+    teacher: Teacher,
+    folder: Path,
+    make_config: MakeConfig,
+    make_copy: Callable[[Teacher], TargetNet],
+) -> None:
+    config = make_config([spec], evaluations={"mine": {"source": f"folder:{folder}"}})
+    asked: list[Question] = []
+
+    class Listening(LocalTeachers):
+        def forward(self, question: Question) -> Pending[dict[str, TeacherOutput]]:
+            asked.append(question)
+            return super().forward(question)
+
+    scorer = Scorer(load_data(config), Listening({"one": teacher}))
+    for _ in range(3):
+        scorer.score(make_copy(teacher))
+    assert len(asked) == 1
 
 
 def test_data_are_for_all_teachers_unless_some_are_named(
