@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -26,9 +27,17 @@ class _Parser(argparse.ArgumentParser):
         raise InputError("arguments", message, f"{self.prog} --help lists them")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every job takes; their values are on the result of `parse_args`."""
-    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str, output: str = "default: runs/NAME") -> argparse.ArgumentParser:
+    """The arguments that every job takes; their values are on the result of `parse_args`.
+
+    Args:
+        output: what happens without `--output`.
+    """
+    made = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     made.add_argument("--config", required=True, type=Path, metavar="FILE", help="the run, as YAML")
     made.add_argument(
         "--set",
@@ -37,9 +46,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="replace one value; dotted key, YAML value",
     )
-    made.add_argument(
-        "--output", type=Path, metavar="DIR", help="where results go (default: runs/NAME)"
-    )
+    made.add_argument("--output", type=Path, metavar="DIR", help=f"where results go ({output})")
     made.add_argument(
         "--overwrite", action="store_true", help="replace the run that the output folder holds"
     )
@@ -47,6 +54,14 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print what would happen; start and write nothing"
     )
     return made
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for `type` of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def configuration(arguments: argparse.Namespace) -> RunConfig:
@@ -91,6 +106,20 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Colle
     return folder
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Make sure that the folder can be made and written; nothing of it is left.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryDirectory(dir=above, prefix=".dfka-"):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def emptied(folder: Path, names: Collection[str]) -> Path:
     """The folder, made if it is not there, without an earlier run's results; nothing else goes.
 
@@ -105,10 +134,13 @@ def emptied(folder: Path, names: Collection[str]) -> Path:
             else:
                 place.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(
-            "--output", f"{folder} cannot be written: {error.strerror}", "a writable folder"
-        ) from error
+        raise _unwritable(folder, error) from error
     return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    what = f"{folder} cannot be written: {error.strerror}"
+    return InputError("--output", what, "a writable folder")
 
 
 def log_to(folder: Path) -> logging.Handler:
@@ -121,7 +153,7 @@ def log_to(folder: Path) -> logging.Handler:
     return handler
 
 
-def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
+def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
     """Turn a job's `main` into one that returns its exit code and says what was wrong in one line.
 
     0 done, 2 the input is wrong, 3 the run failed, 4 stopped.
@@ -158,8 +190,14 @@ def _terminable() -> Iterator[None]:
 def _say(error: DfkaError, failure: Exception | None) -> int:
     line = " ".join(str(error).split())
     logs = [h.baseFilename for h in logging.getLogger().handlers if type(h) is logging.FileHandler]
-    if failure is not None and logs:
-        logging.getLogger(__name__).error("%s", "".join(traceback.format_exception(failure)))
+    if failure is not None:
+        story = "".join(traceback.format_exception(failure))
+        if logs:
+            logging.getLogger(__name__).error("%s", story)
+        else:  # it failed before there was a folder
+            with tempfile.NamedTemporaryFile("w", prefix="dfka-", suffix=".log", delete=False) as f:
+                f.write(story)
+            logs = [f.name]
         line = f"{line[:300]} (the log is {logs[-1]})"
     sys.stderr.write(f"error: {line}\n")
     return error.exit_code

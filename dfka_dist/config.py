@@ -65,7 +65,11 @@ DataSource = Annotated[
 ]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Few = Annotated[int, Field(ge=1, le=65_536)]
+"""Of what takes place or a process each."""
+Cpus = Annotated[float, Field(gt=0, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
 Task = Literal["single_label", "multi_label"]
 Precision = Literal["fp32", "bf16"]
 
@@ -134,7 +138,7 @@ class TargetSpec(Node):
 class GeneratorSpec(Node):
     """The group-stack generator."""
 
-    latent: Count = 100
+    latent: Few = 100
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
     """Channels inside a group, as a multiple of those it is given."""
     label_scale: Weight = 1.0
@@ -195,7 +199,7 @@ class TrainingSpec(Node):
     """Synthesized images a step, over all workers together."""
     precision: Literal["auto"] | Precision = "auto"
     """Of the networks' forward and backward; auto is bf16 where the hardware has it, else fp32."""
-    workers: Count = 1
+    workers: Few = 1
     zero_stage: Literal[1, 2, 3] = 1
     sampled_labels: bool = True
     """Ask for sampled label sets; otherwise eq. 5 takes the teachers' own decisions as targets."""
@@ -205,7 +209,7 @@ class TrainingSpec(Node):
     """Every how-manyth image of the newest batch is in a dual batch."""
     remember_every: Count = 2
     """For every how-manyth column of a batch a remembered image comes with it."""
-    memory_megabytes: Count = 512
+    memory_megabytes: Annotated[int, Field(ge=1, le=2**24)] = 512
     move: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Most that remembered images are shifted (in halves of the picture), turned (in radians) and
     scaled before the teachers are asked again."""
@@ -221,33 +225,33 @@ class TrainingSpec(Node):
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""
-    threads: Count | None = None
+    threads: Few | None = None
     """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
-    worker_cpus: Annotated[float, Field(gt=0)] = 1.0
+    worker_cpus: Cpus = 1.0
     worker_gpus: Literal[0, 1] = 0
     report_every: Count = 10
-    timeout: Annotated[float, Field(gt=0)] = 600.0
+    timeout: Seconds = 600.0
     """Seconds after which a collective that waits ends the run."""
 
 
 class ServingSpec(Node):
     """How the teachers are served."""
 
-    replicas: Count = 1
+    replicas: Few = 1
     in_flight: Count = 4
     """Calls that one client may have outstanding with one replica."""
-    cpus: Annotated[float, Field(gt=0)] = 0.5
+    cpus: Cpus = 0.5
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    threads: Count = 1
+    threads: Few = 1
     cache_megabytes: Count = 1024
     """Bound on the graphs that a server keeps between forward and pullback."""
     strategy: Literal["pack", "spread"] = "pack"
-    start_timeout: Annotated[float, Field(gt=0)] = 120.0
+    start_timeout: Seconds = 120.0
     restarts: Annotated[int, Field(ge=0)] = 3
     """How often a dead server is started again."""
     wire: Precision = "fp32"
     """What travels between trainer and teachers; statistics are never less than fp32."""
-    timeout: Annotated[float, Field(gt=0)] = 600.0
+    timeout: Seconds = 600.0
     """Seconds after which an answer that does not come ends the run."""
     wait_for_nodes: bool = False
     """The cluster can grow: wait for nodes that are not there yet instead of refusing the plan."""

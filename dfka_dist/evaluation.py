@@ -264,11 +264,17 @@ def _average_precisions(probabilities: Tensor, truth: Tensor) -> list[float | No
 
 def _accuracy(probabilities: Tensor, truth: Tensor) -> float | None:
     """Top-1 over all labels, of the examples with exactly one true label."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
     single = truth.sum(dim=1) == 1
     if not single.any():
         return None
-    right = probabilities[single].argmax(dim=1) == truth[single].int().argmax(dim=1)
-    return right.double().mean().item()
+    right = truth[single].int().argmax(dim=1)
+    labels = max(2, truth.shape[1])  # torchmetrics refuses a single class
+    accuracy: Tensor = multiclass_accuracy(
+        probabilities[single].argmax(dim=1), right, num_classes=labels, average="micro"
+    )
+    return accuracy.item()
 
 
 def _compared(teacher_key: str, teacher: _Scores, target: _Scores) -> dict[str, Any]:

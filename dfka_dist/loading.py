@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -191,12 +191,11 @@ def located(place: str | None, folder: Path) -> str | None:
 
 def _first(error: ValidationError, tree: object) -> InputError:
     problems = error.errors()
-    # A union reports once per member, with the member's name in the location: the deepest says
-    # most.
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-    problem = (unknown or problems)[0]
-    location = _written_location(problem["loc"], tree)
+    # A union reports once per member: the deepest says most, and equally deep ones are all true.
+    location, alike = _deepest(unknown or problems, tree)
     key = ".".join(str(part) for part in location) or "--config"
+    problem = alike[0]
     if problem["type"] == "extra_forbidden":
         return InputError(key, "unknown key", _nearest(location))
     if problem["type"] == "missing":
@@ -204,15 +203,27 @@ def _first(error: ValidationError, tree: object) -> InputError:
     what, _, remedy = problem["msg"].removeprefix("Value error, ").partition(" || ")
     if remedy:
         return InputError(key, what, remedy)
-    return InputError(key, f"{_shown(problem['input'])} does not fit", what[:1].lower() + what[1:])
+    wanted = dict.fromkeys(p["msg"][:1].lower() + p["msg"][1:] for p in alike)
+    return InputError(key, f"{_shown(problem['input'])} does not fit", ", or ".join(wanted))
 
 
-def _written_location(location: tuple[int | str, ...], tree: object) -> list[int | str]:
-    """The part of pydantic's location that the user wrote, without the names of union members."""
+def _deepest(problems: Sequence[Any], tree: object) -> tuple[list[int | str], list[Any]]:
+    """The first problem's location, or the deepest below it, and all problems there."""
+    located = [(_written_location(problem, tree), problem) for problem in problems]
+    first = located[0][0]
+    below = [location for location, _ in located if location[: len(first)] == first]
+    deepest = max(below, key=len)
+    return deepest, [problem for location, problem in located if location == deepest]
+
+
+def _written_location(problem: Any, tree: object) -> list[int | str]:
+    """The part of pydantic's location that the user wrote, without the names of union members; and
+    what is missing there."""
     written: list[int | str] = []
-    place = tree
+    place, location = tree, problem["loc"]
     for at, part in enumerate(location):
-        if isinstance(place, dict) and (part in place or at == len(location) - 1):
+        missing = problem["type"] == "missing" and at == len(location) - 1
+        if isinstance(place, dict) and (part in place or missing):
             written.append(part)
             place = place.get(part)
         elif isinstance(place, list) and isinstance(part, int) and part < len(place):

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="plan a --dry-run for these nodes: a YAML list of {name, cpus, gpus}",
     )
     arguments = parser.parse_args(argv)
+    if arguments.nodes and not arguments.dry_run:
+        raise InputError("--nodes", "is for planning alone", "--dry-run beside it")
     given = commandline.configuration(arguments)
     config = given.without_unheard()
     folder = commandline.output_folder(arguments, config, results.LEFT)
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.dry_run:
         return _show(given, _dry_plan(arguments, ready.served))
     planned = None if config.run.address else plan(ready.served, launch.this_machine(ready.served))
+    commandline.refuse_unwritable(folder)
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(ready.served, nodes)
         commandline.emptied(folder, results.LEFT)
@@ -130,7 +133,7 @@ def _run(
             progress.message("starting the trainer")
             outcome = launch.amalgamate(config, teachers, on_record, ready.start)
             progress.message("scoring")
-            scorer = Scorer([] if config.is_teacherless else ready.data, teachers)
+            scorer = Scorer([] if config.is_teacherless else ready.data, teachers.exact())
             evaluations = {
                 network.name: scorer.score(results.rebuilt(network)) for network in outcome.networks
             }

@@ -25,10 +25,14 @@ STEPS = {"quality": 500, "selection": 200}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the table."""
-    parser = commandline.parser(__doc__ or "")
+    parser = commandline.parser(__doc__ or "", "default: runs/NAME-TABLE")
     parser.add_argument("what", choices=list(TABLES), help="the table to make")
     default = ", ".join(f"{name} {steps}" for name, steps in STEPS.items())
-    parser.add_argument("--steps", type=int, help=f"of a run's joint phase (default: {default})")
+    parser.add_argument(
+        "--steps",
+        type=commandline.positive,
+        help=f"of a run's joint phase (default: {default})",
+    )
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
     what, table = arguments.what, TABLES[arguments.what]

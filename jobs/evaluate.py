@@ -24,7 +24,7 @@ FILE = "evaluation.json"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load, score, print; with `--output`, write `evaluation.json` as well."""
-    parser = commandline.parser(__doc__ or "")
+    parser = commandline.parser(__doc__ or "", "without it: only printed")
     parser.add_argument(
         "--target-net", required=True, type=Path, metavar="DIR", help="saved target"
     )

@@ -1,4 +1,4 @@
-"""python jobs/pretrain.py --config jobs/presets/digits.yaml --output jobs/presets/digits
+"""python jobs/pretrain.py --config jobs/presets/digits.yaml --output DIR
 
 Make the teachers of a configuration: every teacher is trained on all training images of the first
 data set that is for it, with its own label columns. For demonstrations and tests: real ones come
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, score and write every teacher."""
     parser = commandline.parser(__doc__ or "")
     parser.add_argument(
-        "--epochs", type=int, default=30, help="passes over the training images (default: 30)"
+        "--epochs",
+        type=commandline.positive,
+        default=30,
+        help="passes over the training images (default: 30)",
     )
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
@@ -118,10 +121,10 @@ def _train(
     steps = epochs * (len(images) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     for _ in track(range(epochs), description=spec.name):
-        for rows in torch.randperm(len(images)).split(size)[: len(images) // size]:
+        for rows in torch.split(torch.randperm(len(images)), size)[: len(images) // size]:
             loss = cross_entropy(network(_moved(images[rows])), truth[rows], spec.task)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     network.eval()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchmetrics.functional import spearman_corrcoef
 
 from dfka_dist.archive import Archive
 from dfka_dist.benchmarks.rows import Row, run
@@ -116,6 +115,9 @@ def table(
 
 def spearman(rows: Sequence[dict[str, Any]], key: str) -> float:
     """Rank correlation of the agreement without data and a true score."""
+    # Imported here because it takes seconds and loads half of the installed packages with it.
+    from torchmetrics.functional import spearman_corrcoef
+
     own, true = (torch.tensor([row[k] for row in rows]).double() for k in ("agreement", key))
     return round(float(spearman_corrcoef(own, true)), 4)
 

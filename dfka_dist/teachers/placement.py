@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dfka_dist.config import Node, RunConfig
 from dfka_dist.errors import InputError
 
+_NODES = "a YAML list of {name, cpus, gpus}"
 Resources = dict[str, float]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -117,11 +118,14 @@ def read_nodes(path: Path) -> list[NodeResources]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return TypeAdapter(list[NodeResources]).validate_python(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            "--nodes", f"{path}: {reason}", "a YAML list of {name, cpus, gpus}"
-        ) from error
+        raise InputError("--nodes", f"{path}: {reason}", _NODES) from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        reason = f"{path}: {where}: {problem['msg']}" if where else f"{path} is no list"
+        raise InputError("--nodes", reason, _NODES) from error
 
 
 def _check_totals(

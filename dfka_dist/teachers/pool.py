@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,9 @@ from dfka_dist.teachers.served import Handle, ServedTeachers
 from dfka_dist.teachers.server import TeacherServer, WeightStore
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds that a figure about the servers is waited for."""
 
 
 class TeacherPool:
@@ -82,10 +86,14 @@ class TeacherPool:
         return self.teachers.descriptions
 
     def cpu_seconds(self) -> float:
-        """What all servers together have computed so far."""
-        handles = [handle for own in self._servers.values() for handle in own]
-        seconds: list[float] = ray.get([handle.cpu_seconds.remote() for handle in handles])
-        return sum(seconds)
+        """What all servers that live and answer within a moment have computed since they began."""
+        asked = [h.cpu_seconds.remote() for own in self._servers.values() for h in own]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=PATIENCE)
+        seconds = 0.0
+        for reference in done:
+            with suppress(RayActorError):  # it died; the result of the run does not depend on it
+                seconds += ray.get(reference)
+        return seconds
 
     @property
     def servers(self) -> Mapping[str, Sequence[Handle]]:
@@ -143,7 +151,6 @@ class TeacherPool:
                 store=f"{self._name}-weights",
                 threads=self._serving.threads,
                 cache_bytes=self._serving.cache_megabytes * 2**20,
-                wire_precision=self._wire,
             )
             self._servers[seat.teacher].append(handle)
 

@@ -61,6 +61,14 @@ class ServedTeachers:
         }
         return _restore, (self._descriptions, replicas, settings)
 
+    def exact(self) -> ServedTeachers:
+        """Another client of the same servers, on whose way nothing is rounded."""
+        restore, (descriptions, replicas, settings) = self.__reduce__()
+        other: ServedTeachers = restore(
+            descriptions, replicas, settings | {"wire_precision": "fp32"}
+        )
+        return other
+
     @property
     def descriptions(self) -> dict[str, TeacherDescription]:
         """By name, in the order of the configuration."""
@@ -110,7 +118,9 @@ class ServedTeachers:
     def _call(self, question: Question, name: str) -> Call:
         gate = question.gates.get(name)
         encoded = None if gate is None else wire.encode(gate, self._wire)
-        return Call(question.key, question.depth, question.wanted, question.precision, encoded)
+        return Call(
+            question.key, question.depth, question.wanted, question.precision, encoded, self._wire
+        )
 
     def _ask(
         self,

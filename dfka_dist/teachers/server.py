@@ -27,6 +27,8 @@ class Call:
     wanted: Wanted
     precision: Precision
     gate: wire.Array | None
+    wire: Precision = "fp32"
+    """Of the answer on its way."""
 
 
 class WeightStore:
@@ -59,7 +61,6 @@ class TeacherServer:
         store: str,
         threads: int,
         cache_bytes: int,
-        wire_precision: Precision,
     ) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device(
@@ -68,7 +69,6 @@ class TeacherServer:
         weights: Weights = ray.get(ray.get_actor(store).weights.remote(spec.name))
         teacher = Teacher(spec, f"teachers.{spec.name}", weights).to(self._device)
         self._teacher = RememberingTeacher(teacher, cache_bytes)
-        self._wire = wire_precision
 
     def describe(self) -> TeacherDescription:
         """What the teacher is; answered when it is loaded."""
@@ -88,7 +88,7 @@ class TeacherServer:
             wanted=call.wanted,
             precision=call.precision,
         )
-        return wire.encode_output(output, self._wire)
+        return wire.encode_output(output, call.wire)
 
     def pullback(
         self, call: Call, inputs: list[Any], cotangents: tuple[wire.Array | None, ...]
@@ -103,7 +103,7 @@ class TeacherServer:
             wanted=call.wanted,
             precision=call.precision,
         )
-        return wire.encode_gradient(gradient, self._wire)
+        return wire.encode_gradient(gradient, call.wire)
 
     def drop(self, key: str) -> None:
         """Forget a graph."""

@@ -28,6 +28,10 @@ class SilentTeachers:
     def __reduce__(self) -> tuple[Any, ...]:
         return SilentTeachers, (self._specs, self._weights)
 
+    def exact(self) -> SilentTeachers:
+        """Themselves: nothing is sent."""
+        return self
+
     @property
     def descriptions(self) -> dict[str, TeacherDescription]:
         """By name, in the order of the configuration."""

@@ -8,12 +8,14 @@ import pytest
 import ray
 import torch
 
+from dfka_dist.config import TeacherSpec
 from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers.interface import Question, Wanted
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
 from distributed.asking import answered, error, gradient_is_right, parts, pulled_back, question
+from distributed.conftest import MakePool
 from distributed.custom_teachers import FAILING, SECONDS, SLOW
 
 BOTH = ("first", "second")
@@ -29,6 +31,18 @@ def test_served_and_local_teachers_give_equal_outputs(
     asked = question(local, name, depth)
     pairs = zip(parts(answered(served, asked)), parts(answered(local, asked)), strict=True)
     assert max(error(there, here) for there, here in pairs) <= TOLERANCE
+
+
+def test_an_exact_client_rounds_nothing_although_the_wire_does(
+    specs: dict[str, TeacherSpec], make_pool: MakePool, local: LocalTeachers
+) -> None:
+    """Images and answers."""
+    asked = question(local, "first", 0)
+    expected = answered(local, asked).logits
+    with make_pool([specs["first"]], wire="bf16") as pool:
+        clients = pool.teachers, pool.teachers.exact()
+        rounded, exact = (error(answered(own, asked).logits, expected) for own in clients)
+    assert exact <= TOLERANCE < 1e-4 < rounded
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -108,6 +108,12 @@ def test_a_value_of_another_type_or_out_of_range(
     assert refused("--set", assignment).startswith(f"error: {key}: ")
 
 
+def test_nodes_for_something_else_than_a_plan(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "nodes.yaml").write_text("- {name: a, cpus: 8}")
+    line = refused("--nodes", tmp_path / "nodes.yaml")
+    assert line == "error: --nodes: is for planning alone (--dry-run beside it)"
+
+
 def test_an_argument_that_does_not_exist(refused: Refused) -> None:
     line = refused("--frobnicate")
     assert line.startswith("error: arguments: unrecognized arguments: --frobnicate (")

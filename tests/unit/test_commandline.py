@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -99,12 +101,22 @@ def test_wrong_input_is_said_by_key_and_remedy(capsys: pytest.CaptureFixture[str
 
 def test_a_failure_of_many_lines_is_said_in_one(capsys: pytest.CaptureFixture[str]) -> None:
     commandline.guarded(failing(RunFailed("first\nsecond\r\n\tthird")))([])
-    assert said(capsys) == "error: first second third"
+    assert said(capsys).startswith("error: first second third (")
 
 
 def test_an_unforeseen_failure_is_said_by_its_type(capsys: pytest.CaptureFixture[str]) -> None:
     commandline.guarded(failing(ZeroDivisionError("by zero")))([])
-    assert said(capsys) == "error: ZeroDivisionError: by zero"
+    assert said(capsys).startswith("error: ZeroDivisionError: by zero (")
+
+
+def test_what_fails_before_there_is_a_folder_has_a_log_all_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    commandline.guarded(failing(ZeroDivisionError("by zero")))([])
+    place = re.search(r"the log is (.*)\)$", said(capsys))
+    assert place is not None
+    assert "in failing" in Path(place[1]).read_text() or "in main" in Path(place[1]).read_text()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +125,7 @@ def test_an_unforeseen_failure_is_said_by_its_type(capsys: pytest.CaptureFixture
         ([], "error: arguments: "),
         (["--config"], "error: arguments: "),
         (["--config", DIGITS, "--frobnicate"], "error: arguments: "),
+        (["--config", DIGITS, "--overwrit"], "error: arguments: "),
         (["--config", "none.yaml"], "error: --config: none.yaml does not exist"),
         (["--config", DIGITS, "--set", "training.stepz=1"], "error: training.stepz: unknown key"),
         (["--config", DIGITS, "--set", "training.steps=0"], "error: training.steps: "),
@@ -219,6 +232,17 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^--output: .* cannot be written"):
         commandline.emptied(tmp_path / "file" / "inside", MARKS)
+
+
+@pytest.mark.parametrize("name", ["new", "new/below", "."])
+def test_a_folder_that_could_be_written_is_not_made(tmp_path: Path, name: str) -> None:
+    commandline.refuse_unwritable(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_made_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--output: .* cannot be written"):
+        commandline.refuse_unwritable(Path("/proc/x"))
 
 
 # the log

@@ -333,6 +333,24 @@ def test_parts_that_do_not_fit_together_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("assignment", "key", "wanted"),
+    [
+        ("training.precision=fp16", "training.precision", ["'auto'", "'fp32'", "'bf16'"]),
+        ("target.labels=[]", "target.labels", ["'all'", "at least 1 item"]),
+        ("target.branch={one: 0}", "target.branch.one", ["greater than or equal to 1"]),
+        ("target.branch=first", "target.branch", ["'last'", "'best'"]),
+    ],
+)
+def test_where_several_kinds_of_value_are_right_all_are_named(
+    tmp_path: Path, assignment: str, key: str, wanted: list[str]
+) -> None:
+    error = refusal(tmp_path, assignment)
+    assert error.key == key
+    assert all(one in error.remedy for one in wanted)
+    assert "literal[" not in str(error)
+
+
+@pytest.mark.parametrize(
     ("assignment", "key"),
     [
         ("training.steps", "--set"),

@@ -68,6 +68,46 @@ def test_importing_loads_neither_ray_nor_deepspeed_nor_hugging_face(
     assert loaded_after[module] == []
 
 
+def rooms(*modules: str) -> set[str]:
+    return {f"{module}.py" for module in modules}
+
+
+SEAMS = {
+    "ray.train": rooms("launch"),
+    "ray.tune": rooms("tuning"),
+    "ray": rooms("launch", "tuning", *(f"teachers/{m}" for m in ("server", "served", "pool"))),
+    "deepspeed": rooms("training/engines", "training/checkpoint"),
+    "transformers": rooms("models/huggingface"),
+    "huggingface_hub": rooms("models/huggingface"),
+    "pickle": rooms("models/sources"),  # for the name of its error
+}
+"""Where each outside library may be imported; ruff's per-file ignores let in all or none."""
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def seam_of(module: str) -> str | None:
+    """The outside library that a module is of: the longest name that fits."""
+    own = [seam for seam in SEAMS if module == seam or module.startswith(f"{seam}.")]
+    return max(own, key=len, default=None)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_outside_libraries_stay_in_their_rooms(path: Path) -> None:
+    place = path.relative_to(PACKAGE).as_posix()
+    seams = {seam for module in imported(path) if (seam := seam_of(module))}
+    assert {seam for seam in seams if place not in SEAMS[seam]} == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -240,9 +240,14 @@ def test_nodes_are_read_from_a_file(tmp_path: Path) -> None:
     ["", "5", "{name: a}", "- a", "- {name: a}", "- {name: a, cpus: x}", "- [", "- {cpu: 3}"],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match=r"^--nodes: .*nodes\.yaml: ") as caught:
+    with pytest.raises(InputError, match=r"^--nodes: .*nodes\.yaml") as caught:
         read_nodes(written(tmp_path, text))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_wrong_with_a_node_is_said_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nodes\.yaml: 1\.cpus: Field required"):
+        read_nodes(written(tmp_path, "- {name: a, cpus: 4}\n- {name: b, gpus: 4}\n"))
 
 
 @pytest.mark.parametrize("cpus", ["-1", ".nan", ".inf"])
