@@ -6,6 +6,7 @@ Make one network of several trained classifiers, without any of their training d
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
+
+story = logging.getLogger("dfka_dist.amalgamate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,10 +126,13 @@ def _run(
     configuration = dump(given)
     (folder / "resolved.yaml").write_text(configuration, encoding="utf-8")
     config = ready.config
+    for line in placement.lines():
+        story.info("%s", line)
     with Progress(name=config.run.name) as progress, MetricsLog(folder) as log:
 
         def on_record(record: dict[str, Any]) -> None:
             log.write(record)
+            story.info("%(phase)s %(step)d/%(steps)d %(losses)s", record)
             progress.update(record)
 
         with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):

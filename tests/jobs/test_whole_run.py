@@ -137,6 +137,12 @@ def test_its_metrics_are_a_record_every_other_step(finished: Finished) -> None:
     assert told == [(phase, n) for phase, most in STEPS.items() for n in range(2, most + 1, 2)]
 
 
+def test_its_log_tells_where_servers_are_and_how_every_phase_ended(finished: Finished) -> None:
+    log = (finished.folder / "run.log").read_text()
+    assert "server of low, replica 0" in log
+    assert all(f": {phase} {steps}/{steps} " in log for phase, steps in STEPS.items())
+
+
 def test_its_network_loads_and_predicts(finished: Finished) -> None:
     net = TargetNet.from_pretrained(finished.folder / "target_net")
     predicted = net.predict(torch.rand(5, 1, 16, 16))
