@@ -224,16 +224,23 @@ def _trainer(config: RunConfig, given: Given, inbox: Any, storage: str) -> Torch
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=0),
-            # DeepSpeed would move a worker without a GPU to one that it happens to see.
-            worker_runtime_env={
-                "env_vars": {"DS_ACCELERATOR": "cuda" if config.training.worker_gpus else "cpu"}
-            },
+            worker_runtime_env={"env_vars": _environment(config)},
         ),
         torch_config=TorchConfig(
             backend="nccl" if config.training.worker_gpus else "gloo",
             timeout_s=int(config.training.timeout),
         ),
     )
+
+
+def _environment(config: RunConfig) -> dict[str, str]:
+    """Of the workers."""
+    return {
+        # DeepSpeed would move a worker without a GPU to one that it happens to see.
+        "DS_ACCELERATOR": "cuda" if config.training.worker_gpus else "cpu",
+        # At its first start it compiles two files, each by a compiler of 1.5 GiB: one at a time.
+        "MAX_JOBS": os.environ.get("MAX_JOBS", "1"),
+    }
 
 
 def _work(settings: dict[str, Any]) -> None:
