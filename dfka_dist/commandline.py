@@ -194,10 +194,20 @@ def _say(error: DfkaError, failure: Exception | None) -> int:
         story = "".join(traceback.format_exception(failure))
         if logs:
             logging.getLogger(__name__).error("%s", story)
+            place = logs[-1]
         else:  # it failed before there was a folder
-            with tempfile.NamedTemporaryFile("w", prefix="dfka-", suffix=".log", delete=False) as f:
-                f.write(story)
-            logs = [f.name]
-        line = f"{line[:300]} (the log is {logs[-1]})"
+            place = _left_behind(story)
+        line = f"{line[:300]} (the log is {place})"
     sys.stderr.write(f"error: {line}\n")
     return error.exit_code
+
+
+def _left_behind(story: str) -> str:
+    """Where a story lies now; `nowhere` if there is no place for it."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="dfka-", suffix=".log")
+        os.close(descriptor)
+        Path(name).write_text(story, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return "nowhere: nothing can be written"
+    return name

@@ -66,6 +66,7 @@ DataSource = Annotated[
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+MaybeNone = Annotated[int, Field(ge=0, le=2**31)]
 Few = Annotated[int, Field(ge=1, le=65_536)]
 """Of what takes place or a process each."""
 Cpus = Annotated[float, Field(gt=0, le=1024)]
@@ -131,7 +132,7 @@ class TargetSpec(Node):
     loss is least, or as given, for all or by teacher."""
     start: str | None = None
     """A saved target to go on with: its folder; recipe distill."""
-    max_parameters: Count | None = None
+    max_parameters: Annotated[int, Field(ge=1)] | None = None
     """What the target may hold; branches are then the best that fit."""
 
 
@@ -186,7 +187,7 @@ class TrainingSpec(Node):
     generator, the target learns from `images`."""
     steps: Count = 400
     """Of the recipe's first phase: joint, synthesis, or distill."""
-    rehearsal_steps: Annotated[int, Field(ge=0)] = 3000
+    rehearsal_steps: MaybeNone = 3000
     """Of the dual generator alone, on remembered images, behind the recipe joint's first phase."""
     block_steps: Count = 200
     """Of every block of the dual generator; recipe paper."""
@@ -210,6 +211,8 @@ class TrainingSpec(Node):
     remember_every: Count = 2
     """For every how-manyth column of a batch a remembered image comes with it."""
     memory_megabytes: Annotated[int, Field(ge=1, le=2**24)] = 512
+    """Of all workers together; the oldest images make room, so that a rehearsal on images of the
+    whole way needs room for the whole way."""
     move: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Most that remembered images are shifted (in halves of the picture), turned (in radians) and
     scaled before the teachers are asked again."""
@@ -217,9 +220,9 @@ class TrainingSpec(Node):
     """Share of the remembered images that are mixed with another before that."""
     generator_rate: Rate = 2e-3
     dual_rate: Rate = 2e-3
-    fine_tune_steps: Annotated[int, Field(ge=0)] = 200
+    fine_tune_steps: MaybeNone = 200
     fine_tune_rate: Rate = 2e-4
-    branch_steps: Annotated[int, Field(ge=0)] = 0
+    branch_steps: MaybeNone = 0
     """For the filters at all depths short of B, and for the fine-tune of a target at each of them;
     0: no such targets."""
     candidates: Count = 4
@@ -247,7 +250,7 @@ class ServingSpec(Node):
     """Bound on the graphs that a server keeps between forward and pullback."""
     strategy: Literal["pack", "spread"] = "pack"
     start_timeout: Seconds = 120.0
-    restarts: Annotated[int, Field(ge=0)] = 3
+    restarts: Annotated[int, Field(ge=0, le=65_536)] = 3
     """How often a dead server is started again."""
     wire: Precision = "fp32"
     """What travels between trainer and teachers; statistics are never less than fp32."""

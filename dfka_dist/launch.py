@@ -239,7 +239,7 @@ def _environment(config: RunConfig) -> dict[str, str]:
         # DeepSpeed would move a worker without a GPU to one that it happens to see.
         "DS_ACCELERATOR": "cuda" if config.training.worker_gpus else "cpu",
         # At its first start it compiles two files, each by a compiler of 1.5 GiB: one at a time.
-        "MAX_JOBS": os.environ.get("MAX_JOBS", "1"),
+        "MAX_JOBS": "1",
     }
 
 

@@ -35,7 +35,7 @@ from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
 
-story = logging.getLogger("dfka_dist.amalgamate")
+journal = logging.getLogger("dfka_dist.amalgamate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -127,12 +127,12 @@ def _run(
     (folder / "resolved.yaml").write_text(configuration, encoding="utf-8")
     config = ready.config
     for line in placement.lines():
-        story.info("%s", line)
+        journal.info("%s", line)
     with Progress(name=config.run.name) as progress, MetricsLog(folder) as log:
 
         def on_record(record: dict[str, Any]) -> None:
             log.write(record)
-            story.info("%(phase)s %(step)d/%(steps)d %(losses)s", record)
+            journal.info("%(phase)s %(step)d/%(steps)d %(losses)s", record)
             progress.update(record)
 
         with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         return
     text = json.dumps(Scorer(data, teachers).score(target), indent=2)
+    print(text)
     if folder is not None:
         (commandline.emptied(folder, [FILE]) / FILE).write_text(text + "\n", encoding="utf-8")
-    print(text)
 
 
 def _check(target: TargetNet, config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfka_dist.benchmarks.rows import Row, run
-from dfka_dist.config import RunConfig
+from dfka_dist.config import EvaluationSpec, RunConfig
 from dfka_dist.errors import InputError
 
 SEEDS = (0, 1, 2)
@@ -36,6 +36,9 @@ WITHOUT = {
 }
 """What a row of the joint recipe goes without, by what that changes."""
 
+LAST = ("target.branch=last", "target.max_parameters=null", "training.branch_steps=0")
+JOINT = ("training.recipe=joint", *LAST)
+
 Table = dict[str, Any]
 
 
@@ -43,32 +46,48 @@ def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
     """Every run of the table.
 
     Args:
-        steps: of the joint phase. Its rehearsal is as much longer as in the configuration, and the
-            other recipes have as many steps of the target.
+        steps: of the joint phase. Its rehearsal is as much longer as in the configuration. The
+            target makes as many steps in every row but the paper's, where it makes half as many:
+            each of them learns from two streams.
+        place: of no account here.
+
+    Raises:
+        InputError: the configuration has no data set.
     """
-    training = config.training
+    training, real = config.training, scored(config).source
     rehearsed = steps * training.rehearsal_steps // training.steps
-    both = (f"training.steps={steps}", f"training.rehearsal_steps={rehearsed}")
-    joint = (*both, f"training.branch_steps={max(1, steps // 2)}")
     learned = steps * training.dual_steps + rehearsed
-    blocks = (f"training.steps={2 * steps}", f"training.block_steps={max(1, learned // 8)}")
-    given = ("training.recipe=distill", f"training.steps={learned}")
-    # every image of the newest batch, and next to nothing of what was before
+    both = (f"training.steps={steps}", f"training.rehearsal_steps={rehearsed}", *JOINT)
+    one = (f"training.steps={learned // training.dual_steps}", "training.rehearsal_steps=0", *JOINT)
+    blocks = (f"training.steps={2 * steps}", f"training.block_steps={max(1, learned // 8)}", *LAST)
+    given = ("training.recipe=distill", f"training.steps={learned}", *LAST)
+    # Every image of the newest batch, and next to nothing of what was before; also afterwards.
     forgetful = (
-        f"training.steps={learned // training.dual_steps}",
-        "training.rehearsal_steps=0",
         "training.memory_megabytes=1",
         "training.fresh_every=1",
+        "training.fine_tune_steps=0",
     )
     return [
-        *[Row("joint", joint, seed) for seed in SEEDS],
+        *[Row("joint", (*both, f"training.branch_steps={max(1, steps // 2)}"), s) for s in SEEDS],
         *[Row(f"without {name}", (*both, *changes)) for name, changes in WITHOUT.items()],
-        Row("without memory", forgetful),
+        Row("without rehearsal", one),
+        Row("without rehearsal and memory", (*one, *forgetful)),
         Row("paper", (*PAPER, *blocks)),
         Row("paper without link", (*PAPER, *blocks, "losses.link=0.0")),
         *[Row("noise images", (*given, "training.images=noise"), seed) for seed in SEEDS],
-        *[Row("real images", (*given, f"training.images={_real(config)}"), s) for s in SEEDS],
+        *[Row("real images", (*given, f"training.images={real}"), seed) for seed in SEEDS],
     ]
+
+
+def scored(config: RunConfig) -> EvaluationSpec:
+    """The data set that rows are scored on.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not config.evaluations:
+        raise InputError("evaluations", "is missing", "a data set to score on")
+    return next(iter(config.evaluations.values()))
 
 
 def table(
@@ -88,7 +107,6 @@ def table(
         found.setdefault(row.name, []).append(result)
     lines = {name: _line(results, _chosen) for name, results in found.items()}
     joint = found["joint"]
-    lines["joint without rehearsal"] = _line(joint, _unrehearsed)
     lines["joint without fine-tune"] = _line(joint, _untuned)
     lines["joint regrouped at argmin"] = _line(joint, _regrouped)
     return {"config": config.run.name, "steps": steps, "rows": lines}
@@ -149,12 +167,6 @@ def _chosen(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(each for each in result["candidates"] if each["name"] == result["chosen"])
 
 
-def _unrehearsed(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The dual generator at the end of the joint phase."""
-    own: list[Mapping[str, Any]] = result["candidates"]
-    return [each for each in own if each["name"].startswith("joint ")][-1]
-
-
 def _untuned(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """The best network before the fine-tune."""
     before = [each for each in result["candidates"] if each["name"] != "fine-tuned"]
@@ -167,10 +179,3 @@ def _regrouped(result: Mapping[str, Any]) -> Mapping[str, Any]:
     chosen = {**_chosen(result), "branch_points": result["target"]["branch_points"]}
     networks: list[Mapping[str, Any]] = [*result["depths"], chosen]
     return next(each for each in networks if each["branch_points"] == best)
-
-
-def _real(config: RunConfig) -> str:
-    """The images that the first data set trains on."""
-    if not config.evaluations:
-        raise InputError("evaluations", "is missing", "a data set to score on")
-    return next(iter(config.evaluations.values())).source

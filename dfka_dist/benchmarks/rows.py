@@ -36,6 +36,11 @@ class Row:
         return f"{self.name.replace(' ', '-')}-{self.seed}"
 
 
+def is_done(row: Row, config: Path, place: Path) -> bool:
+    """Whether the row was run before with the same changes."""
+    return _kept(place / row.folder, _command(row, config)) is not None
+
+
 def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The result of a row's run, with `peak_bytes`; from its folder if the run was done before.
 
@@ -45,7 +50,7 @@ def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict
         RunFailed: the run ended otherwise than well.
     """
     folder = place / row.folder
-    command = [str(config), *row.changes, f"run.seed={row.seed}"]
+    command = _command(row, config)
     kept = _kept(folder, command)
     if kept is not None:
         say(f"{row.folder}: done before")
@@ -61,6 +66,10 @@ def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict
     kept_file = json.dumps({"command": command, "result": result})
     (folder / _KEPT).write_text(kept_file, encoding="utf-8")
     return result
+
+
+def _command(row: Row, config: Path) -> list[str]:
+    return [str(config), *row.changes, f"run.seed={row.seed}"]
 
 
 def _kept(folder: Path, command: Sequence[str]) -> dict[str, Any] | None:

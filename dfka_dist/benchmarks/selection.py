@@ -2,7 +2,8 @@
 
 One is over checkpoints of a run, on the probe set of that run. The other is over finished runs,
 good ones and bad ones, on a probe set that is common to them: equal parts of what each run
-synthesized, mixed and moved copies among them.
+synthesized, mixed and moved copies among them. What a run synthesized its target has learned from,
+so that each knows its own part of the common set.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from dfka_dist.archive import Archive
-from dfka_dist.benchmarks.rows import Row, run
+from dfka_dist.benchmarks.quality import JOINT, scored
+from dfka_dist.benchmarks.rows import Row, is_done, run
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import read_all_weights
@@ -51,14 +53,23 @@ SPOILED: dict[str, tuple[str, ...]] = {
         "training.rehearsal_steps=0",
     ),
 }
-"""Runs by what is done to them, from the best to the worst that could be thought of."""
+"""Runs by what is done to them."""
 
 Table = dict[str, Any]
 
 
 def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
-    """Every run, each with an archive of its images."""
+    """Every run, each with an archive of its images.
+
+    Args:
+        place: where archives and results lie.
+
+    Raises:
+        InputError: the configuration has no data set.
+    """
+    scored(config)
     short = (
+        *JOINT,
         f"training.steps={steps}",
         f"training.rehearsal_steps={4 * steps}",
         f"training.fine_tune_steps={max(1, steps // 4)}",
@@ -81,16 +92,18 @@ def table(
     """
     results = {}
     for row in rows(config, steps, place):
-        if not (place / row.folder / "row.json").exists():
+        if not is_done(row, source, place):
             shutil.rmtree(_archive(place, row.name), ignore_errors=True)
         results[row.name] = run(row, source, place, say)
-        if results[row.name]["evaluation"]["dataset"] is None:
-            raise InputError("evaluations", "cover not all labels", "a data set of all labels")
+        pooled = results[row.name]["evaluation"]["target"]
+        if pooled is None or pooled["accuracy"] is None:
+            what = "name not one of all labels for each image"
+            raise InputError("evaluations", what, "a data set of all labels")
     probe = _common_probe(config, [_archive(place, name) for name in results])
     runs = [
         {
             "run": name,
-            "agreement": probe.judge(_target(place, name))["agreement"],
+            "agreement": probe.judge(_target(config, place, name))["agreement"],
             **_score(result["evaluation"]["target"]),
         }
         for name, result in results.items()
@@ -171,8 +184,9 @@ def _common_probe(config: RunConfig, archives: Sequence[Path]) -> ProbeSet:
     return probe
 
 
-def _target(place: Path, name: str) -> TargetNet:
-    return TargetNet.from_pretrained(place / Row(name, ()).folder / "target_net").eval()
+def _target(config: RunConfig, place: Path, name: str) -> TargetNet:
+    own = [teacher.source.partition(":")[0] for teacher in config.teachers]
+    return TargetNet.from_pretrained(place / Row(name, ()).folder / "target_net", own).eval()
 
 
 def _archive(place: Path, name: str) -> Path:

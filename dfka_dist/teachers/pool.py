@@ -88,6 +88,8 @@ class TeacherPool:
     def cpu_seconds(self) -> float:
         """What all servers that live and answer within a moment have computed since they began."""
         asked = [h.cpu_seconds.remote() for own in self._servers.values() for h in own]
+        if not asked:
+            return 0.0
         done, _ = ray.wait(asked, num_returns=len(asked), timeout=PATIENCE)
         seconds = 0.0
         for reference in done:

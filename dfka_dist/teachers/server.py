@@ -27,8 +27,8 @@ class Call:
     wanted: Wanted
     precision: Precision
     gate: wire.Array | None
-    wire: Precision = "fp32"
-    """Of the answer on its way."""
+    answer_precision: Precision
+    """On the way back."""
 
 
 class WeightStore:
@@ -88,7 +88,7 @@ class TeacherServer:
             wanted=call.wanted,
             precision=call.precision,
         )
-        return wire.encode_output(output, call.wire)
+        return wire.encode_output(output, call.answer_precision)
 
     def pullback(
         self, call: Call, inputs: list[Any], cotangents: tuple[wire.Array | None, ...]
@@ -103,7 +103,7 @@ class TeacherServer:
             wanted=call.wanted,
             precision=call.precision,
         )
-        return wire.encode_gradient(gradient, call.wire)
+        return wire.encode_gradient(gradient, call.answer_precision)
 
     def drop(self, key: str) -> None:
         """Forget a graph."""

@@ -52,8 +52,8 @@ class Joint:
                 yield self._state()
 
     def rehearse(self) -> Iterator[DualState]:
-        """The dual generator alone, on images of the generator's whole way; gives it as
-        `synthesize` does."""
+        """The dual generator alone, on images of the generator's whole way as far as they are
+        remembered; gives it as `synthesize` does."""
         training, window = self._training, self._workshop.config.serving.in_flight
         before = training.steps * training.dual_steps
         batches = rehearsed(self._rehearsal, "rehearsal", training.rehearsal_steps, window)
@@ -104,7 +104,7 @@ class Joint:
         return self._rehearsal.ask(turns, step, self._training.remember_every)
 
     def _study(self, turns: range, rate: float) -> list[LossReport]:
-        if not len(self._memory):
+        if not turns or not len(self._memory):
             return []
         reports, remembered = [], self._remembered.result()
         for turn in turns:

@@ -90,7 +90,8 @@ class SampleMemory:
         return 0 if self._images is None else len(self._images)
 
     def every(self, offset: int, stride: int) -> Tensor:
-        """Every `stride`-th column, counted from this worker's first; `offset` says which."""
+        """Every `stride`-th column of the whole batch, `offset` says which, as indices within this
+        worker's."""
         chosen = [i for i, column in enumerate(self.columns) if (column + offset) % stride == 0]
         return torch.tensor(chosen)
 

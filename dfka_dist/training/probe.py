@@ -21,7 +21,8 @@ STRIDE = 256
 
 
 class ProbeSet:
-    """Images of several generators, mixed and shifted copies among them; never trained on."""
+    """Images of several generators, mixed and shifted copies among them; a run's own are never
+    trained on."""
 
     def __init__(self, panel: Panel) -> None:
         self._panel = panel

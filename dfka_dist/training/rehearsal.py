@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -48,16 +49,17 @@ class Rehearsal:
             stride: every how-manyth column has an image; the next stream begins a column earlier.
         """
         if not len(self.memory):
-            return _Parts([])
+            return _Known([])
         drawn = [self.memory.draw(s, step, turn, stride) for turn, s in enumerate(streams)]
         if not (self.move or self.mix):
-            return _Parts(drawn)
+            return _Known(drawn)
         images = [
             self._altered(part.images, s, step, turn, stride)
             for turn, (s, part) in enumerate(zip(streams, drawn, strict=True))
         ]
         homes = torch.cat([part.homes for part in drawn])
-        return _Parts(drawn, self.panel.labelled(torch.cat(images), homes))
+        pending = self.panel.labelled(torch.cat(images), homes)
+        return _Asked(pending, [len(part) for part in images])
 
     def _altered(self, images: Tensor, stream: str, step: int, turn: int, stride: int) -> Tensor:
         every = self.streams.uniform(f"altered.{stream}", step, self.memory.columns, DRAWS)
@@ -69,21 +71,31 @@ class Rehearsal:
         return moved(images, chance[:, :4], self.move) if self.move else images
 
 
-class _Parts:
-    """Batches of which the answers may be on their way."""
+@dataclass(frozen=True)
+class _Known:
+    """Batches whose answers are remembered."""
 
-    def __init__(self, drawn: list[Labelled], pending: Pending[Labelled] | None = None) -> None:
-        self._drawn, self._pending = drawn, pending
+    parts: list[Labelled]
 
     def result(self) -> list[Labelled]:
-        """Wait for the answers."""
-        if self._pending is not None:
-            whole, start, parts = self._pending.result(), 0, []
-            for part in self._drawn:
-                parts.append(whole.rows(start, start + len(part.images)))
-                start += len(part.images)
-            self._drawn, self._pending = parts, None
-        return self._drawn
+        """At once."""
+        return self.parts
+
+
+class _Asked:
+    """Batches whose answers are on their way, all together."""
+
+    def __init__(self, pending: Pending[Labelled], lengths: Sequence[int]) -> None:
+        self._pending, self._lengths = pending, lengths
+        self._parts: list[Labelled] | None = None
+
+    def result(self) -> list[Labelled]:
+        """Wait for the answers; they may be called for twice."""
+        if self._parts is None:
+            whole, ends = self._pending.result(), list(accumulate(self._lengths))
+            starts = [0, *ends]
+            self._parts = [whole.rows(a, b) for a, b in zip(starts, ends, strict=False)]
+        return self._parts
 
 
 def mixed(images: Tensor, others: Tensor, chance: Tensor, share: float) -> Tensor:

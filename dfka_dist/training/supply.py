@@ -38,8 +38,8 @@ class Supply(Protocol):
 class Synthesized:
     """Images of a generator that learns no more: remembered ones, or without any fresh ones.
 
-    What is remembered is of the whole way of the generator, and so of more kinds than it makes in
-    the end.
+    What is remembered is of the generator's whole way, as far as it fits into the memory, and so of
+    more kinds than it makes in the end.
 
     Args:
         rehearsal: its memory may be empty.

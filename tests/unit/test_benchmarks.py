@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 
 from dfka_dist.benchmarks import quality, selection
+from dfka_dist.benchmarks.rows import is_done
 from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.loading import dump, load
 
 FASHION = PRESETS / "fashion.yaml"
+RECIPES = {
+    "paper": "paper",
+    "paper without link": "paper",
+    "noise images": "distill",
+    "real images": "distill",
+}
+"""Of the rows that are not joint."""
 MAKERS = pytest.mark.parametrize("made", [quality, selection], ids=["quality", "selection"])
 
 
@@ -27,7 +35,17 @@ def config() -> RunConfig:
 @MAKERS
 def test_every_run_of_a_table_is_a_configuration(made: ModuleType, config: RunConfig) -> None:
     for row in made.rows(config, 100, Path("/somewhere")):
-        assert load(FASHION, row.changes).training.candidates > 0
+        recipe = load(FASHION, row.changes).training.recipe
+        assert recipe == RECIPES.get(row.name, "joint")
+
+
+@MAKERS
+def test_a_table_does_not_depend_on_the_recipe_of_its_configuration(made: ModuleType) -> None:
+    other = load(PRESETS / "paper.yaml", ["target.branch=best"])
+    for row in made.rows(other, 100, Path("/somewhere")):
+        run = load(PRESETS / "paper.yaml", ["target.branch=best", *row.changes])
+        assert run.training.recipe == RECIPES.get(row.name, "joint")
+        assert run.target.branch == "last"
 
 
 @MAKERS
@@ -40,10 +58,11 @@ def test_recipes_beside_joint_let_the_target_make_as_many_steps(config: RunConfi
     rows = {
         row.name: load(FASHION, row.changes).training for row in quality.rows(config, 80, Path())
     }
-    joint, forgetful = rows["joint"], rows["without memory"]
+    joint, bare = rows["joint"], rows["without rehearsal"]
     steps = joint.steps * joint.dual_steps + joint.rehearsal_steps
-    assert forgetful.steps * forgetful.dual_steps == pytest.approx(steps, abs=4)
+    assert bare.steps * bare.dual_steps == pytest.approx(steps, abs=4)
     assert rows["noise images"].steps == rows["real images"].steps == steps
+    assert 2 * 4 * rows["paper"].block_steps == pytest.approx(steps, abs=8)
 
 
 def test_at_least_two_runs_are_collapsed_on_purpose() -> None:
@@ -67,7 +86,7 @@ def result(seed: int, accuracy: float) -> dict[str, Any]:
     return {
         "seed": seed,
         "chosen": "fine-tuned",
-        "candidates": [brief("joint 2", 0.3), brief("rehearsal 2", 0.1), brief("fine-tuned", 0.0)],
+        "candidates": [brief("rehearsal 2", 0.1), brief("fine-tuned", 0.0)],
         "depths": [brief("depth 1", 0.2) | {"branch_points": {"one": 1}}],
         "dual_losses": {"one": {"1": 0.1, "2": 0.2}},
         "target": {"branch_points": {"one": 2}},
@@ -111,7 +130,6 @@ def test_a_row_is_the_mean_of_its_seeds(table: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "less"),
     [
-        ("joint without rehearsal", 0.3),
         ("joint without fine-tune", 0.1),
         ("joint regrouped at argmin", 0.2),
     ],
@@ -152,7 +170,15 @@ def test_tables_are_drawn(table: dict[str, Any], tmp_path: Path) -> None:
     assert draws(selection.draw, chosen, tmp_path / "b.png") == b"\x89PNG"
 
 
-def test_a_configuration_without_data_has_no_table(tmp_path: Path) -> None:
+@MAKERS
+def test_a_configuration_without_data_has_no_table(made: ModuleType, tmp_path: Path) -> None:
     bare = load(FASHION, ["evaluations={}"])
     with pytest.raises(InputError, match="evaluations"):
-        quality.rows(bare, 80, tmp_path)
+        made.rows(bare, 80, tmp_path)
+
+
+def test_a_row_is_done_as_long_as_it_is_the_same(config: RunConfig, kept: Path) -> None:
+    source = kept / "config.yaml"
+    assert all(is_done(row, source, kept) for row in quality.rows(config, 80, kept))
+    others = [row for row in quality.rows(config, 96, kept) if row.name == "joint"]
+    assert not any(is_done(row, source, kept) for row in others)

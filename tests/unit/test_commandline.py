@@ -47,8 +47,11 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
 
 
 @pytest.fixture
@@ -110,13 +113,20 @@ def test_an_unforeseen_failure_is_said_by_its_type(capsys: pytest.CaptureFixture
 
 
 def test_what_fails_before_there_is_a_folder_has_a_log_all_the_same(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     commandline.guarded(failing(ZeroDivisionError("by zero")))([])
     place = re.search(r"the log is (.*)\)$", said(capsys))
     assert place is not None
-    assert "in failing" in Path(place[1]).read_text() or "in main" in Path(place[1]).read_text()
+    assert "in main\n" in Path(place[1]).read_text()
+
+
+def test_what_fails_where_nothing_can_be_written_is_said_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/x")
+    assert commandline.guarded(failing(ZeroDivisionError("by zero")))([]) == 3
+    assert said(capsys).startswith("error: ZeroDivisionError: by zero (the log is nowhere")
 
 
 @pytest.mark.parametrize(

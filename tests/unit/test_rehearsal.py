@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.config import RunConfig, Task, TeacherSpec
 from dfka_dist.teachers.interface import Question
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -23,23 +25,41 @@ MakeRehearsal = Callable[..., Rehearsal]
 
 
 @pytest.fixture(scope="module")
-def teachers(
+def make_teachers(
     make_teacher: Callable[..., TeacherSpec], load_teacher: Callable[[TeacherSpec], Teacher]
-) -> LocalTeachers:
-    specs = [make_teacher("one", "abc"), make_teacher("two", "de")]
-    return LocalTeachers({spec.name: load_teacher(spec) for spec in specs})
+) -> Callable[[Task], LocalTeachers]:
+    """A factory of two teachers of different labels."""
+
+    @cache
+    def make(task: Task) -> LocalTeachers:
+        specs = [make_teacher("one", "abc", task=task), make_teacher("two", "de", task=task)]
+        return LocalTeachers({spec.name: load_teacher(spec) for spec in specs})
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def make_rehearsal(teachers: LocalTeachers, make_config: Callable[..., RunConfig]) -> MakeRehearsal:
+def teachers(make_teachers: Callable[[Task], LocalTeachers]) -> LocalTeachers:
+    return make_teachers("multi_label")
+
+
+@pytest.fixture(scope="module")
+def make_rehearsal(
+    make_teachers: Callable[[Task], LocalTeachers], make_config: Callable[..., RunConfig]
+) -> MakeRehearsal:
     """A factory of rehearsals of three steps: `make_rehearsal(columns, move=0.1)`."""
-    specs = [known.spec for known in teachers.descriptions.values()]
 
     def make(
-        columns: range = range(BATCH), steps: int = 3, move: float = 0.15, mix: float = 0.75
+        columns: range = range(BATCH),
+        steps: int = 3,
+        move: float = 0.15,
+        mix: float = 0.75,
+        task: Task = "multi_label",
     ) -> Rehearsal:
+        teachers = make_teachers(task)
+        config = make_config([known.spec for known in teachers.descriptions.values()])
         memory = SampleMemory(columns=columns, capacity=10**6, streams=STREAMS)
-        panel = Panel(make_config(specs), teachers, columns, "fp32")
+        panel = Panel(config, teachers, columns, "fp32")
         for step in range(steps):
             # float16 is what the memory keeps
             images = STREAMS.uniform("images", step, columns, 256).half().float()
@@ -75,12 +95,36 @@ def test_the_teachers_say_what_an_altered_image_is(
 
 def test_there_is_a_batch_for_every_stream(make_rehearsal: MakeRehearsal) -> None:
     """Of every second column, the next stream begins with the other ones."""
+    rehearsal = make_rehearsal(move=0.0, mix=0.0)
+    batches = rehearsal.ask(["x", "y"], 0, stride=2).result()
+    drawn = [rehearsal.memory.draw("x", 0, 0, 2), rehearsal.memory.draw("y", 0, 1, 2)]
+    for batch, own in zip(batches, drawn, strict=True):
+        assert len(batch.images) == BATCH // 2
+        assert torch.equal(batch.images, own.images)
+
+
+def test_batches_that_are_asked_about_together_are_those_that_would_be_alone(
+    make_rehearsal: MakeRehearsal,
+) -> None:
     rehearsal = make_rehearsal()
     first, second = rehearsal.ask(["x", "y"], 0, stride=2).result()
-    assert len(first.images) == len(second.images) == BATCH // 2
     alone = rehearsal.ask(["x"], 0, stride=2).result()[0]
     torch.testing.assert_close(first.images, alone.images)
     torch.testing.assert_close(first.logits, alone.logits)
+    assert not torch.equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_altered_images_keep_their_homes_and_ask_nobody_else(
+    make_rehearsal: MakeRehearsal, stride: int
+) -> None:
+    rehearsal = make_rehearsal(task="single_label")
+    (batch,) = rehearsal.ask(["x"], 1, stride).result()
+    columns = torch.arange(0, BATCH, stride)
+    assert torch.equal(batch.homes, columns // 2 % 2)
+    for index, name in enumerate(batch.logits):
+        heard = batch.logits[name].abs().sum(1) > 0
+        assert torch.equal(heard, batch.homes == index)
 
 
 def test_batches_differ_from_step_to_step_and_are_the_same_again(
@@ -93,9 +137,12 @@ def test_batches_differ_from_step_to_step_and_are_the_same_again(
 
 
 @pytest.mark.parametrize("at", [2, 4, 6])
-def test_two_workers_rehearse_what_one_would(make_rehearsal: MakeRehearsal, at: int) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_two_workers_rehearse_what_one_would(
+    make_rehearsal: MakeRehearsal, at: int, stride: int
+) -> None:
     whole, *shares = (
-        make_rehearsal(columns).ask(["x"], 5).result()[0]
+        make_rehearsal(columns).ask(["x"], 5, stride).result()[0]
         for columns in (range(BATCH), range(at), range(at, BATCH))
     )
     together = Labelled.joined(*shares)
@@ -163,10 +210,29 @@ def test_an_image_is_shifted_by_halves_of_the_picture(
     torch.testing.assert_close(there, spot(row, column), rtol=0, atol=1e-5)
 
 
-def test_a_turned_image_has_its_middle_where_it_was() -> None:
-    turned = moved(spot(7, 7), torch.tensor([[0.5, 0.5, 1.0, 0.5]]), 0.15)
-    assert turned.sum().item() == pytest.approx(4, rel=0.1)
-    assert turned[..., 6:10, 6:10].sum() > 0.99 * turned.sum()
+@pytest.mark.parametrize(
+    ("chance", "row", "column"),
+    [
+        ((0.5, 0.5, 1.0, 0.5), 7, 3),  # a quarter of a turn carries what is above to the left
+        ((0.5, 0.5, 0.0, 0.5), 7, 11),
+    ],
+)
+def test_an_image_is_turned_round_its_middle_by_radians(
+    chance: tuple[float, ...], row: int, column: int
+) -> None:
+    turned = moved(spot(3, 7), torch.tensor([chance]), math.pi / 2)
+    aside = moved(turned, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), 0.0)
+    brightest = aside.flatten().argmax().item()
+    assert divmod(brightest, 16)[0] in (row, row + 1)
+    assert divmod(brightest, 16)[1] in (column, column + 1)
+
+
+@pytest.mark.parametrize(("chance", "row"), [(1.0, 5), (0.0, 0)])
+def test_an_image_is_scaled_from_its_middle(chance: float, row: int) -> None:
+    """What lies twice as far out in the picture that is asked comes nearer by a half of it."""
+    scaled = moved(spot(3, 7), torch.tensor([[0.5, 0.5, 0.5, chance]]), 0.5)
+    rows = scaled.sum((0, 1, 3))
+    assert abs((rows * torch.arange(16)).sum() / rows.sum() - row) < 1.5
 
 
 def test_edges_are_drawn_out() -> None:
