@@ -213,6 +213,9 @@ class TrainingSpec(Node):
     memory_megabytes: Annotated[int, Field(ge=1, le=2**24)] = 512
     """Of all workers together; the oldest images make room, so that a rehearsal on images of the
     whole way needs room for the whole way."""
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Most that synthesized images are shifted (in halves of the picture), turned (in radians) and
+    scaled on their way to the teachers, while the generator learns."""
     move: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Most that remembered images are shifted (in halves of the picture), turned (in radians) and
     scaled before the teachers are asked again."""
@@ -220,6 +223,9 @@ class TrainingSpec(Node):
     """Share of the remembered images that are mixed with another before that."""
     generator_rate: Rate = 2e-3
     dual_rate: Rate = 2e-3
+    """Of the dual generator beside the generator, or block by block."""
+    rehearsal_rate: Rate = 5e-3
+    """Of the dual generator in the rehearsal, at its begin; it falls to 0."""
     fine_tune_steps: MaybeNone = 200
     fine_tune_rate: Rate = 2e-4
     branch_steps: MaybeNone = 0

@@ -37,7 +37,7 @@ SPOILED: dict[str, tuple[str, ...]] = {
     "one dual step": ("training.dual_steps=1", "training.rehearsal_steps=0"),
     "spoiled weights": ("losses.batch_norm=0.1", "losses.adversarial=5.0"),
     "no statistics": ("losses.batch_norm=0.0",),
-    "slow student": ("training.dual_rate=0.0002",),
+    "slow student": ("training.dual_rate=0.0002", "training.rehearsal_rate=0.0002"),
     "collapsed to a picture": (
         "losses.batch_norm=0.0",
         "losses.diversity=0.0",

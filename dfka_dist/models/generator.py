@@ -107,6 +107,15 @@ class _Group(nn.Module):
             else nn.Sequential(nn.BatchNorm2d(made), nn.ReLU())
         )
         self.last = last
+        self._begin_even()
+
+    def _begin_even(self) -> None:
+        """All pixels that a place becomes begin alike (Aitken et al., 2017): there is no
+        checkerboard to begin with, that the teachers might take for a texture."""
+        places = self.factor**2
+        with torch.no_grad():
+            for part in self.narrow.parameters():
+                part.copy_(part[::places].repeat_interleave(places, dim=0))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, *source) to (N, *wanted)."""

@@ -24,7 +24,6 @@ from dfka_dist.training.joint import Joint, generator_rate
 from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Supply, Synthesized
-from dfka_dist.training.synthesis import Synthesis
 from dfka_dist.training.workshop import Workshop, moments
 
 SAMPLES = 10  # even: two neighbours have the same label
@@ -162,15 +161,15 @@ class Amalgamator:
         generator = workshop.generator_engine()
         # There is no student yet that the teachers could disagree with.
         weights = self._config.losses.model_copy(update={"adversarial": 0.0})
-        synthesis = Synthesis(engine=generator, panel=workshop.panel, weights=weights)
+        synthesis = workshop.synthesis(generator, weights)
         with workshop.diary.phase("synthesis", training.steps):
             for step in range(training.steps):
                 generator.network.train()
-                noise, asked_for, targets = workshop.draw("synthesis", step)
-                batch = synthesis.ask(noise, asked_for, targets)
+                drawn = workshop.draw("synthesis", step)
+                batch = synthesis.ask(drawn)
                 criticism = synthesis.criticise(batch, None, weights)
                 synthesis.learn(batch, criticism, generator_rate(workshop, step))
-                workshop.keep(step, asked_for, criticism.labelled)
+                workshop.keep(step, drawn.asked_for, criticism.labelled)
                 workshop.probe_generator(generator, step + 1, training.steps)
                 workshop.diary.tell(step + 1, criticism.report)
         supply = self._synthesized(generator, workshop.new_memory())

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfka_dist.config import RunConfig
 from dfka_dist.models.generator import GroupStackGenerator, Stack
+from dfka_dist.training.altering import MOVES
 from dfka_dist.training.engines import only_synthesizing
 from dfka_dist.training.streams import Streams, first_label
+
+
+class Drawn(NamedTuple):
+    """What a batch is made of."""
+
+    noise: Tensor
+    """(N, Z), standard normal."""
+    asked_for: Tensor
+    """(N, C) label sets in the order of the customised labels."""
+    targets: Mapping[str, Tensor | None]
+    """The same (N, K) per teacher; None for the teachers' own decisions."""
+    moves: Tensor | None = None
+    """(N, MOVES), uniform in (0, 1), how the images are moved on their way; None for not."""
 
 
 class Draws:
@@ -40,6 +55,11 @@ class Draws:
         )
         asked_for = sets if self._sampled else torch.zeros_like(sets)
         return noise.to(self._device), asked_for.to(self._device)
+
+    def moves(self, stream: str, step: int, rows: range) -> Tensor:
+        """(N, MOVES), uniform in (0, 1); two images that are asked for the same labels move alike,
+        so that `losses.diversity` does not take a move for a difference."""
+        return self._streams.paired(f"moves.{stream}", step, rows, MOVES).to(self._device)
 
     def targets(self, asked_for: Tensor, labels: Sequence[str]) -> Tensor | None:
         """The label sets as one teacher names them, (N, K); None where none are sampled."""

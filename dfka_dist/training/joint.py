@@ -14,7 +14,6 @@ from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine, weights_at
 from dfka_dist.training.supply import rehearsed
-from dfka_dist.training.synthesis import Synthesis
 from dfka_dist.training.workshop import Workshop, moments
 
 
@@ -35,7 +34,7 @@ class Joint:
         self._training, self._weights = config.training, config.losses
         self._rehearsal = workshop.rehearsal(memory)
         self._remembered = self._ask_about_remembered(0)
-        self._synthesis = Synthesis(engine=generator, panel=workshop.panel, weights=self._weights)
+        self._synthesis = workshop.synthesis(generator, self._weights)
         self._engine = workshop.engine(target.trunk, self._training.dual_rate)
         self._dual = Dual(
             engine=self._engine, target=target, panel=workshop.panel, weights=self._weights
@@ -55,12 +54,12 @@ class Joint:
         """The dual generator alone, on images of the generator's whole way as far as they are
         remembered; gives it as `synthesize` does."""
         training, window = self._training, self._workshop.config.serving.in_flight
-        before = training.steps * training.dual_steps
-        batches = rehearsed(self._rehearsal, "rehearsal", training.rehearsal_steps, window)
-        for step, batch in enumerate(batches):
-            report = self._dual.learn(batch, self._rate(before + step))
+        steps = training.rehearsal_steps
+        for step, batch in enumerate(rehearsed(self._rehearsal, "rehearsal", steps, window)):
+            rate = cosine(step, steps, training.rehearsal_rate, 0.0)
+            report = self._dual.learn(batch, rate)
             self._workshop.diary.tell(step + 1, report)
-            if step + 1 in moments(training.rehearsal_steps, training.candidates):
+            if step + 1 in moments(steps, training.candidates):
                 yield self._state()
 
     def close(self) -> None:
@@ -72,7 +71,8 @@ class Joint:
         return DualState.of_trunk(self._engine.state(), self._target.design)
 
     def _rate(self, dual_step: int) -> float:
-        """Falls over both phases."""
+        """Of the first phase: on its way down over both, so that without a rehearsal it ends at 0,
+        and the rehearsal begins anew from a rate of its own."""
         training = self._training
         steps = training.steps * training.dual_steps + training.rehearsal_steps
         return cosine(dual_step, steps, training.dual_rate, 0.0)
@@ -82,8 +82,8 @@ class Joint:
         rate = self._rate(step * training.dual_steps)
         half = training.dual_steps // 2
         self._synthesis.engine.network.train()
-        noise, asked_for, targets = self._workshop.draw("joint", step)
-        batch = self._synthesis.ask(noise, asked_for, targets)
+        drawn = self._workshop.draw("joint", step)
+        batch = self._synthesis.ask(drawn)
         # The student learns from memory while the teachers look at the new images, and again
         # while they carry gradients back. Which images meet which weights depends on nothing
         # but the step.
@@ -95,7 +95,7 @@ class Joint:
         self._memory.add(criticism.labelled)
         if step + 1 < training.steps:
             self._remembered = self._ask_about_remembered(step + 1)
-        self._workshop.keep(step, asked_for, criticism.labelled)
+        self._workshop.keep(step, drawn.asked_for, criticism.labelled)
         return [criticism.report, *reports[-1:]]
 
     def _ask_about_remembered(self, step: int) -> Pending[list[Labelled]]:

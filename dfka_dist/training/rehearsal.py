@@ -13,16 +13,14 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dfka_dist.teachers.interface import Pending
+from dfka_dist.training.altering import MIXES, MOVES, mixed, moved
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.streams import Streams
 
-GRID = 4
-"""Points along each side of a random map, between which it is smooth."""
-DRAWS = 6 + GRID**2
+DRAWS = MOVES + MIXES
 """Random numbers that altering an image takes."""
 
 
@@ -67,8 +65,8 @@ class Rehearsal:
         if self.mix:
             # of the same column: nobody else's image is needed, and it has the same home
             others = self.memory.draw(f"other.{stream}", step, turn, stride).images
-            images = mixed(images, others, chance[:, 4:], self.mix)
-        return moved(images, chance[:, :4], self.move) if self.move else images
+            images = mixed(images, others, chance[:, MOVES:], self.mix)
+        return moved(images, chance[:, :MOVES], self.move) if self.move else images
 
 
 @dataclass(frozen=True)
@@ -96,34 +94,3 @@ class _Asked:
             starts = [0, *ends]
             self._parts = [whole.rows(a, b) for a, b in zip(starts, ends, strict=False)]
         return self._parts
-
-
-def mixed(images: Tensor, others: Tensor, chance: Tensor, share: float) -> Tensor:
-    """A share of images (N, C, H, W) mixed with others: half of these by one weight for the whole
-    picture, half by a smooth random map.
-
-    Args:
-        chance: (N, DRAWS - 4), uniform in (0, 1).
-    """
-    grid = chance[:, 2:].reshape(-1, 1, GRID, GRID)
-    size = images.shape[2:]
-    field = functional.interpolate(grid, size=size, mode="bicubic", align_corners=False)
-    kind, even = chance[:, :1, None, None], chance[:, 1:2, None, None]
-    smooth = (8 * (field - 0.5) + 2 * even - 1).sigmoid()
-    own = torch.where(kind < share / 2, even, torch.where(kind < share, smooth, 1.0))
-    return own * images + (1 - own) * others
-
-
-def moved(images: Tensor, chance: Tensor, most: float) -> Tensor:
-    """Images (N, C, H, W) shifted, turned and scaled, their edges drawn out.
-
-    Args:
-        chance: (N, 4), uniform in (0, 1).
-        most: of the shift in halves of the picture, of the turn in radians, and of the change of
-            scale.
-    """
-    across, down, turn, scale = (most * (2 * chance - 1)).unbind(1)
-    cosine, sine = (1 + scale) * turn.cos(), (1 + scale) * turn.sin()
-    rows = [torch.stack([cosine, -sine, across], 1), torch.stack([sine, cosine, down], 1)]
-    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

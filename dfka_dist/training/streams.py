@@ -40,6 +40,12 @@ class Streams:
         radius = (-2 * uniform[:, :width].log()).sqrt()
         return (radius * (2 * torch.pi * uniform[:, width:]).cos()).float()
 
+    def paired(self, stream: str, step: int, rows: range, width: int) -> Tensor:
+        """(len(rows), width) float32 in (0, 1), of which rows 2k and 2k + 1 are the same."""
+        pairs = range(rows.start // 2, -(-rows.stop // 2))
+        values = self.uniform(stream, step, pairs, width).float()
+        return values.repeat_interleave(2, dim=0)[rows.start % 2 :][: len(rows)]
+
     def label_sets(
         self,
         stream: str,

@@ -23,6 +23,8 @@ from dfka_dist.teachers.interface import (
     TeacherOutput,
     Wanted,
 )
+from dfka_dist.training.altering import moved
+from dfka_dist.training.draws import Drawn
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.objective import Heard, generator_objective, refuse_non_finite
@@ -36,10 +38,8 @@ class SynthesizedBatch:
     """What the generator made, with the questions that are out about it."""
 
     stack: Stack
-    noise: Tensor
-    """(N, Z)"""
-    targets: Mapping[str, Tensor | None]
-    """Per teacher, the label sets (N, K) that were sampled; None for its own decisions (eq. 5)."""
+    """The images as they are shown."""
+    drawn: Drawn
     image: list[Asked]
     groups: list[list[Asked]]
     """Per group 1..B-1."""
@@ -58,22 +58,22 @@ class Criticism:
 
 
 class Synthesis:
-    """The generator's side of the game."""
+    """The generator's side of the game.
 
-    def __init__(self, *, engine: Engine, panel: Panel, weights: LossWeights) -> None:
-        self.engine, self.panel, self._weights = engine, panel, weights
+    Args:
+        jitter: see `altering.moved`. Images are shown moved (DeepInversion's jitter, Yin et al.,
+            CVPR 2020): a label that hangs on one place of the picture, as no real one does, is lost
+            on the way.
+    """
 
-    def ask(
-        self, noise: Tensor, asked_for: Tensor, targets: Mapping[str, Tensor | None]
-    ) -> SynthesizedBatch:
-        """Make a batch and ask all teachers about its images and, for eq. 11, its group features.
+    def __init__(
+        self, *, engine: Engine, panel: Panel, weights: LossWeights, jitter: float = 0.0
+    ) -> None:
+        self.engine, self.panel, self._weights, self._jitter = engine, panel, weights, jitter
 
-        Args:
-            noise: (N, Z), standard normal.
-            asked_for: (N, C) label sets in the order of the customised labels.
-            targets: the same (N, K) per teacher; None for the teachers' own decisions.
-        """
-        stack: Stack = self.engine(noise, asked_for)
+    def ask(self, drawn: Drawn) -> SynthesizedBatch:
+        """Make a batch and ask all teachers about its images and, for eq. 11, group features."""
+        stack = self._shown(self.engine(drawn.noise, drawn.asked_for), drawn.moves)
         wanted = Wanted(
             embedding=bool(self._weights.activation),
             sums=bool(self._weights.batch_norm),
@@ -81,7 +81,7 @@ class Synthesis:
         )
         image = self.panel.about_images(stack.images.detach(), self.panel.homes, wanted)
         groups = self._about_groups(stack) if self._weights.group else []
-        return SynthesizedBatch(stack, noise, targets, image, groups)
+        return SynthesizedBatch(stack, drawn, image, groups)
 
     def criticise(
         self, batch: SynthesizedBatch, student: TargetNet | None, weights: LossWeights
@@ -101,9 +101,9 @@ class Synthesis:
         rows = {n: asked.rows for asked in batch.image for n in asked.question.teachers}
         heard = Heard(
             images,
-            batch.noise,
+            batch.drawn.noise,
             rows,
-            {n: t if t is None else taken(t, rows[n]) for n, t in batch.targets.items()},
+            {n: t if t is None else taken(t, rows[n]) for n, t in batch.drawn.targets.items()},
             _merged(answers),
             [_merged(group) for group in groups],
         )
@@ -129,6 +129,11 @@ class Synthesis:
             for asked, on_its_way in zip(group, back, strict=True):
                 collected.add_feature(feature, asked, on_its_way.result())
         self.engine.step(*collected.pairs(), rate)
+
+    def _shown(self, stack: Stack, moves: Tensor | None) -> Stack:
+        if moves is None:
+            return stack
+        return stack._replace(images=moved(stack.images, moves, self._jitter))
 
     def _about_groups(self, stack: Stack) -> list[list[Asked]]:
         depth = len(stack.features) + 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from dfka_dist.archive import ArchivedTeacher, ArchiveWriter
-from dfka_dist.config import RunConfig
+from dfka_dist.config import LossWeights, RunConfig
 from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture, TargetNet
@@ -18,13 +18,14 @@ from dfka_dist.teachers.interface import Teachers
 from dfka_dist.training.branching import Branching, build_target
 from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.diary import Diary, Record
-from dfka_dist.training.draws import Draws
+from dfka_dist.training.draws import Drawn, Draws
 from dfka_dist.training.engines import Engine, fitting
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.probe import MOMENTS, PART, ProbeSet
 from dfka_dist.training.rehearsal import Rehearsal
 from dfka_dist.training.streams import Streams
+from dfka_dist.training.synthesis import Synthesis
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +116,19 @@ class Workshop:
             self.new_generator(), self.config.training.generator_rate, betas=(0.5, 0.99)
         )
 
-    def draw(self, stream: str, step: int) -> tuple[Tensor, Tensor, Mapping[str, Tensor | None]]:
-        """This worker's noise (N, Z), label sets (N, C), and these as each teacher names them."""
+    def draw(self, stream: str, step: int) -> Drawn:
+        """This worker's share of what a batch is made of."""
         noise, asked_for = self.draws.latents(stream, step, self.columns)
         described = self.teachers.descriptions.items()
-        return (
-            noise,
-            asked_for,
-            {n: self.draws.targets(asked_for, d.spec.labels) for n, d in described},
-        )
+        targets = {n: self.draws.targets(asked_for, d.spec.labels) for n, d in described}
+        jitter = self.config.training.jitter
+        moves = self.draws.moves(stream, step, self.columns) if jitter else None
+        return Drawn(noise, asked_for, targets, moves)
+
+    def synthesis(self, generator: Engine, weights: LossWeights) -> Synthesis:
+        """The generator's side of the game."""
+        jitter = self.config.training.jitter
+        return Synthesis(engine=generator, panel=self.panel, weights=weights, jitter=jitter)
 
     def keep(self, step: int, asked_for: Tensor, labelled: Labelled) -> None:
         """Write synthesized images and answers to the archive, if there is to be one."""

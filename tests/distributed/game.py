@@ -18,7 +18,9 @@ from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.target import TargetNet, trunk, trunk_shapes
 from dfka_dist.teachers.interface import Teachers
+from dfka_dist.training.altering import MOVES
 from dfka_dist.training.branching import Branching, build_target
+from dfka_dist.training.draws import Drawn
 from dfka_dist.training.dual import BlockDual, Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
@@ -27,6 +29,7 @@ from dfka_dist.training.synthesis import Criticism, Synthesis
 
 BATCH, LATENT = 8, 6
 RATE = 0.05
+JITTER = 0.2
 DEPTH = 2
 """Of the block that is trained alone."""
 LABELS = ["c", "a"]
@@ -78,14 +81,7 @@ def without_batch_norm(network: nn.Module) -> None:
                 setattr(part, name, nn.Identity())
 
 
-@dataclass(frozen=True)
-class Draw:
-    noise: Tensor
-    asked_for: Tensor
-    targets: dict[str, Tensor]
-
-
-def draw(teachers: Teachers, step: int, rows: range = range(BATCH)) -> Draw:
+def draw(teachers: Teachers, step: int, rows: range = range(BATCH)) -> Drawn:
     """Some rows of the batch of a step."""
     random = torch.Generator().manual_seed(step)
     noise = torch.randn(BATCH, LATENT, generator=random)[rows.start : rows.stop]
@@ -98,7 +94,8 @@ def draw(teachers: Teachers, step: int, rows: range = range(BATCH)) -> Draw:
             for label in known.spec.labels
         ]
         targets[name] = torch.stack(columns, dim=1)
-    return Draw(noise, asked_for, targets)
+    moves = torch.rand(BATCH, MOVES, generator=random)[rows.start : rows.stop]
+    return Drawn(noise, asked_for, targets, moves)
 
 
 class Game:
@@ -131,14 +128,14 @@ class Game:
             for network in (networks.generator, networks.target.trunk, networks.block)
         )
         own: dict[str, Any] = {"panel": self.panel, "weights": weights}
-        self.synthesis = Synthesis(engine=generator, **own)
+        self.synthesis = Synthesis(engine=generator, jitter=JITTER, **own)
         self.dual = Dual(engine=dual, target=self.target, **own)
         entries = dict.fromkeys(teachers.descriptions, DEPTH)
         self.block = BlockDual(engine=block, entries=entries, **own)
 
-    def generator_step(self, drawn: Draw, rate: float = RATE) -> Criticism:
+    def generator_step(self, drawn: Drawn, rate: float = RATE) -> Criticism:
         self.synthesis.engine.network.train()
-        batch = self.synthesis.ask(drawn.noise, drawn.asked_for, drawn.targets)
+        batch = self.synthesis.ask(drawn)
         criticism = self.synthesis.criticise(batch, self.target, self.weights)
         self.synthesis.learn(batch, criticism, rate)
         return criticism

@@ -19,9 +19,11 @@ from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.altering import moved
+from dfka_dist.training.draws import Drawn
 from dfka_dist.training.memory import Labelled
 from distributed.conftest import MakePool
-from distributed.game import BATCH, DEPTH, EVERY_TERM, RATE, Draw, Game, Networks, draw, networks
+from distributed.game import BATCH, DEPTH, EVERY_TERM, JITTER, RATE, Game, Networks, draw, networks
 
 STEPS = 3
 TOLERANCE = 1e-5
@@ -79,10 +81,12 @@ class PlainTorch:
             for network in (self.generator, self.target.trunk, self.block)
         ]
 
-    def generator_step(self, drawn: Draw) -> Labelled:
+    def generator_step(self, drawn: Drawn) -> Labelled:
         self.generator.train()
         self.target.eval()
-        stack = self.generator(drawn.noise, drawn.asked_for)
+        made: Stack = self.generator(drawn.noise, drawn.asked_for)
+        assert drawn.moves is not None
+        stack = made._replace(images=moved(made.images, drawn.moves, JITTER))
         student = self.target(stack.images)
         logits, terms, labels = {}, [], []
         for name, teacher in self.teachers.items():

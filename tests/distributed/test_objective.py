@@ -20,7 +20,6 @@ from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.dual import Lesson
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel
-from dfka_dist.training.synthesis import Synthesis
 from dfka_dist.training.workshop import Workshop
 from distributed.test_engines import UncutTeacher
 
@@ -67,9 +66,9 @@ def judge(
         workshop = Workshop(config, teachers, [].append, torch.device("cpu"))
         engine = workshop.generator_engine()
         student = workshop.new_target(workshop.branching.design()).eval()
-        synthesis = Synthesis(engine=engine, panel=workshop.panel, weights=config.losses)
-        noise, asked_for, targets = workshop.draw("joint", 0)
-        batch = synthesis.ask(noise, asked_for, targets)
+        synthesis = workshop.synthesis(engine, config.losses)
+        drawn = workshop.draw("joint", 0)
+        batch = synthesis.ask(drawn)
         found = synthesis.criticise(batch, student, config.losses)
         gradient = torch.zeros_like(batch.stack.images)
         for asked, back in zip(batch.image, found.of_image, strict=True):
@@ -82,7 +81,7 @@ def judge(
         return Judged(
             workshop.panel,
             batch.stack.images.detach(),
-            asked_for,
+            drawn.asked_for,
             batch.stack.features,
             student,
             found.labelled,

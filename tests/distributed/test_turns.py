@@ -11,9 +11,10 @@ from torch import Tensor
 from dfka_dist.config import TeacherSpec
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.altering import moved
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine, listened_to, only_synthesizing
-from distributed.game import BATCH, EVERY_TERM, RATE, Game, draw, networks
+from distributed.game import BATCH, EVERY_TERM, JITTER, RATE, Game, draw, networks
 
 State = dict[str, dict[str, Tensor]]
 PARTS = ("generator", "trunk", "block", "tails", "teachers")
@@ -116,11 +117,21 @@ def test_a_generator_out_of_turn_changes_nothing(watched: Watched) -> None:
 
 
 def test_a_generator_out_of_turn_makes_the_images_that_it_makes_in_turn(watched: Watched) -> None:
-    drawn = draw(watched.teachers, 4)
+    drawn = draw(watched.teachers, 4)._replace(moves=None)
     with only_synthesizing(watched.game.synthesis.engine.network):
         out_of_turn = watched.game.synthesis.engine.network(drawn.noise, drawn.asked_for).images
     in_turn = watched.game.generator_step(drawn).labelled.images
     assert out_of_turn.equal(in_turn)
+
+
+def test_teachers_and_student_are_shown_the_images_moved(watched: Watched) -> None:
+    drawn = draw(watched.teachers, 6)
+    assert drawn.moves is not None
+    still = watched.game.generator_step(drawn._replace(moves=None), rate=0.0).labelled
+    shown = watched.game.generator_step(drawn, rate=0.0).labelled
+    wanted = watched.game.panel.labelled(moved(still.images, drawn.moves, JITTER), still.homes)
+    torch.testing.assert_close(shown.images, wanted.result().images)
+    torch.testing.assert_close(shown.logits, wanted.result().logits)
 
 
 def test_listening_to_the_student_changes_nothing(watched: Watched) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator, Stack
@@ -134,3 +135,13 @@ def test_under_autocast_everything_still_comes_out_in_thirty_two_bits() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         stack = made(generator(teachers={}))
     assert {value.dtype for value in values(stack)} == {torch.float32}
+
+
+def test_what_is_enlarged_begins_without_a_checkerboard() -> None:
+    """All pixels that come of one place are alike."""
+    for group in generator().groups:
+        narrow, factor = group.narrow, group.factor
+        made = narrow(torch.randn(2, narrow.in_channels, 4, 4))
+        enlarged = functional.pixel_shuffle(made, factor)
+        places = functional.interpolate(enlarged[:, :, ::factor, ::factor], scale_factor=factor)
+        torch.testing.assert_close(enlarged, places)

@@ -17,6 +17,7 @@ from dfka_dist.training.streams import Streams
 Draw = Callable[[Streams, range], Tensor]
 DRAWS: dict[str, Draw] = {
     "uniform": lambda streams, rows: streams.uniform("x", 3, rows, 5),
+    "paired": lambda streams, rows: streams.paired("x", 3, rows, 5),
     "normal": lambda streams, rows: streams.normal("x", 3, rows, 5),
     "label_sets": lambda streams, rows: streams.label_sets("x", 3, rows, 7, 3),
 }
@@ -49,6 +50,12 @@ def test_rows_do_not_depend_on_how_many_follow(kind: str) -> None:
 def test_a_draw_is_the_same_again(kind: str) -> None:
     first, second = (DRAWS[kind](Streams(5), range(20)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_two_rows_of_a_pair_are_the_same_and_pairs_are_not() -> None:
+    drawn = Streams(0).paired("x", 3, range(20), 5)
+    assert torch.equal(drawn[0::2], drawn[1::2])
+    assert len(drawn.unique(dim=0)) == 10
 
 
 @pytest.mark.parametrize("kind", DRAWS)
