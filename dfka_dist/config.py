@@ -156,7 +156,8 @@ class LossWeights(Node):
     activation: Weight = 0.0
     entropy: Weight = 0.0
     discrete: Weight = 0.0
-    group: Weight = 0.3
+    group: Weight = 0.0
+    """Of eq. 11; recipe paper has 1."""
     batch_norm: Weight = 10.0
     adversarial: Weight = 0.4
     """Of a student that learns beside the generator; recipe joint."""

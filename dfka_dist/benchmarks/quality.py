@@ -16,6 +16,7 @@ SEEDS = (0, 1, 2)
 PAPER = (
     "training.recipe=paper",
     "training.sampled_labels=false",
+    "training.jitter=0.0",
     "losses.one_hot=1.0",
     "losses.activation=0.1",
     "losses.entropy=5.0",
@@ -27,14 +28,16 @@ PAPER = (
     "losses.logits=0.0",
 )
 """Equations 2 to 16 and nothing else, as in the preset paper."""
-WITHOUT = {
-    "group": ("losses.group=0.0",),
-    "batch_norm": ("losses.batch_norm=0.0",),
-    "adversarial": ("losses.adversarial=0.0",),
-    "diversity": ("losses.diversity=0.0",),
-    "sampled labels": ("training.sampled_labels=false",),
+CHANGED = {
+    "with group": ("losses.group=0.3",),
+    "without group": ("losses.group=0.0",),
+    "without batch_norm": ("losses.batch_norm=0.0",),
+    "without adversarial": ("losses.adversarial=0.0",),
+    "without diversity": ("losses.diversity=0.0",),
+    "without sampled labels": ("training.sampled_labels=false",),
+    "without jitter": ("training.jitter=0.0",),
 }
-"""What a row of the joint recipe goes without, by what that changes."""
+"""Rows of the joint recipe by what they change; of the group term the one that is another."""
 
 LAST = ("target.branch=last", "target.max_parameters=null", "training.branch_steps=0")
 JOINT = ("training.recipe=joint", *LAST)
@@ -69,7 +72,7 @@ def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
     )
     return [
         *[Row("joint", (*both, f"training.branch_steps={max(1, steps // 2)}"), s) for s in SEEDS],
-        *[Row(f"without {name}", (*both, *changes)) for name, changes in WITHOUT.items()],
+        *[Row(name, (*both, *changes)) for name, changes in _changed(config).items()],
         Row("without rehearsal", one),
         Row("without rehearsal and memory", (*one, *forgetful)),
         Row("paper", (*PAPER, *blocks)),
@@ -77,6 +80,11 @@ def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
         *[Row("noise images", (*given, "training.images=noise"), seed) for seed in SEEDS],
         *[Row("real images", (*given, f"training.images={real}"), seed) for seed in SEEDS],
     ]
+
+
+def _changed(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    same = "with group" if config.losses.group else "without group"
+    return {name: changes for name, changes in CHANGED.items() if name != same}
 
 
 def scored(config: RunConfig) -> EvaluationSpec:
