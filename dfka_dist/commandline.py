@@ -86,7 +86,7 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Colle
     try:
         folder = asked.resolve()
         there = list(folder.iterdir()) if folder.exists() else []
-        above = next(place for place in (folder, *folder.parents) if place.exists())
+        above = _nearest(folder)
     except NotADirectoryError:
         raise InputError("--output", f"{asked} is a file", "a folder") from None
     except (OSError, ValueError) as error:
@@ -113,8 +113,7 @@ def refuse_unwritable(folder: Path) -> None:
         InputError: it cannot.
     """
     try:
-        above = next(place for place in (folder, *folder.parents) if place.exists())
-        with tempfile.TemporaryDirectory(dir=above, prefix=".dfka-"):
+        with tempfile.TemporaryDirectory(dir=_nearest(folder), prefix=".dfka-"):
             pass
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -136,6 +135,11 @@ def emptied(folder: Path, names: Collection[str]) -> Path:
     except OSError as error:
         raise _unwritable(folder, error) from error
     return folder
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or what is above it and exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _unwritable(folder: Path, error: OSError) -> InputError:

@@ -34,6 +34,7 @@ from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
+from dfka_dist.training.memory import image_bytes
 
 journal = logging.getLogger("dfka_dist.amalgamate")
 
@@ -57,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = _prepared(given, config)
     if arguments.dry_run:
-        return _show(given, _dry_plan(arguments, ready.served))
+        _show(given, _dry_plan(arguments, ready.served))
+        return _warn(given, ready)
     planned = None if config.run.address else plan(ready.served, launch.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(ready.served, nodes)
         commandline.emptied(folder, results.LEFT)
-        _warn(given, config)
+        _warn(given, ready)
         _run(given, ready, folder, placement, began)
 
 
@@ -76,6 +78,7 @@ class Prepared:
     weights: dict[str, Weights]
     data: Data
     start: dict[str, Tensor] | None
+    design: Architecture
 
     @property
     def served(self) -> RunConfig:
@@ -103,7 +106,7 @@ def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
     if training.archive is not None:
         refuse_existing(training.archive, "training.archive")
     start = None if config.target.start is None else _start(config.target.start, design)
-    return Prepared(config, weights, load_data(config), start)
+    return Prepared(config, weights, load_data(config), start, design)
 
 
 def _start(place: str, design: Architecture) -> dict[str, Tensor]:
@@ -165,12 +168,27 @@ def _teachers(
         yield pool.teachers, pool.cpu_seconds
 
 
-def _warn(given: RunConfig, config: RunConfig) -> None:
+def _warn(given: RunConfig, ready: Prepared) -> None:
+    for warning in _warnings(given, ready):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
+    config, training = ready.config, ready.config.training
     heard = [teacher.name for teacher in config.teachers]
     for teacher in given.teachers:
         if teacher.name not in heard:
             what = "knows none of the labels that are wanted, and is left out"
-            print(f"warning: the teacher {teacher.name} {what}", file=sys.stderr)
+            yield f"the teacher {teacher.name} {what}"
+    image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)
+    batch = training.batch_size * image_bytes(image.channels * image.size**2, labels)
+    fitting = training.memory_megabytes * 2**20 // batch
+    if training.recipe == "joint" and training.rehearsal_steps and fitting < training.steps:
+        needed = -(-batch * training.steps // 2**20)
+        yield (
+            f"training.memory_megabytes: {fitting} of {training.steps} steps fit, and the "
+            f"rehearsal will know no earlier images ({needed} for all)"
+        )
 
 
 def _dry_plan(arguments: argparse.Namespace, config: RunConfig) -> PlacementPlan:

@@ -37,6 +37,12 @@ class Labelled:
         return Labelled(self.images[start:stop], logits, self.homes[start:stop])
 
 
+def image_bytes(values: int, labels: int) -> int:
+    """What a remembered image takes: 16 bits for each of its values (C * H * W), and 32 for each
+    label of each teacher."""
+    return 2 * values + 4 * labels
+
+
 class SampleMemory:
     """The newest steps' batches, as many as fit; this worker keeps its own columns of every batch.
 
@@ -104,9 +110,8 @@ class SampleMemory:
         )
 
     def _allocate(self, batch: Labelled) -> None:
-        size = batch.images.numel() * 2 + sum(
-            v.numel() * v.element_size() for v in batch.logits.values()
-        )
+        labels = sum(logits.shape[1] for logits in batch.logits.values())
+        size = len(batch.images) * image_bytes(batch.images[0].numel(), labels)
         slots = max(1, self._capacity // size)
         device, self._homes = batch.images.device, batch.homes  # a home belongs to its column
         # Pages are not there before they are written.

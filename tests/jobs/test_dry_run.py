@@ -40,6 +40,14 @@ def test_it_prints_where_servers_and_workers_would_be(call: Call, config: Path) 
     )
 
 
+def test_it_warns_where_the_memory_does_not_hold_the_whole_way(call: Call, config: Path) -> None:
+    given = ["--config", config, "--set", "training.memory_megabytes=1", "--dry-run"]
+    few, many = (call("amalgamate", *given, "--set", f"training.steps={n}").err for n in (1, 10**6))
+    assert few == ""
+    assert many.startswith("warning: training.memory_megabytes: ")
+    assert " of 1000000 steps fit" in many
+
+
 def test_it_plans_for_other_nodes(call: Call, config: Path, tmp_path: Path) -> None:
     nodes = tmp_path / "nodes.yaml"
     nodes.write_text("- {name: small, cpus: 0.6}\n- {name: large, cpus: 8, gpus: 1}\n")
