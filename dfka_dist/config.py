@@ -90,10 +90,17 @@ class RunSection(Node):
     """Ray cluster to connect to; without it the run starts a private one on this machine."""
 
 
+def _grey_or_colour(channels: Any) -> Any:
+    if type(channels) is int and channels not in (1, 3):
+        rules = "1, which is repeated where 3 are wanted, or 3, of which the mean is taken for 1"
+        raise ValueError(f"there is no rule for images of {channels} channels || {rules}")
+    return channels
+
+
 class InputSpec(Node):
     """What a network eats: square images in [0, 1], normalised channel by channel."""
 
-    channels: Literal[1, 3]
+    channels: Annotated[Literal[1, 3], BeforeValidator(_grey_or_colour)]
     size: Annotated[int, Field(ge=4, le=4096)]
     mean: Annotated[list[float], Field(min_length=1)] = [0.5]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [0.5]
@@ -157,7 +164,7 @@ class LossWeights(Node):
     entropy: Weight = 0.0
     discrete: Weight = 0.0
     group: Weight = 0.0
-    """Of eq. 11; recipe paper has 1."""
+    """Of eq. 11; the recipe paper is without its features' meaning where this is 0."""
     batch_norm: Weight = 10.0
     adversarial: Weight = 0.4
     """Of a student that learns beside the generator; recipe joint."""
@@ -231,7 +238,8 @@ class TrainingSpec(Node):
     fine_tune_rate: Rate = 2e-4
     branch_steps: MaybeNone = 0
     """For the filters at all depths short of B, and for the fine-tune of a target at each of them;
-    0: no such targets."""
+    0: no such targets. The recipe paper has trained the filters already: there it shortens the
+    fine-tune of such targets, if it is not 0."""
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""
@@ -350,6 +358,16 @@ class RunConfig(Node):
                 "target.start",
                 f"is given to the recipe {training.recipe}",
                 "training.recipe distill",
+            )
+        if self.target.start is not None and training.branch_steps:
+            raise InputError(
+                "training.branch_steps", "is given for a target that is there already", "0"
+            )
+        if self.is_teacherless and training.branch_steps:
+            raise InputError(
+                "training.branch_steps",
+                "needs teachers that can be asked, and none has weights",
+                "0, or the teachers' weights",
             )
         if training.archive is not None and training.recipe == "distill":
             raise InputError(

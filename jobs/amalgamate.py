@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from dfka_dist import commandline, launch, results
-from dfka_dist.archive import Archive, refuse_existing
+from dfka_dist.archive import Archive, refuse_existing, refuse_unwritable
 from dfka_dist.config import RunConfig
 from dfka_dist.data import open_unlabelled
 from dfka_dist.errors import InputError
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return _warn(given, ready)
     planned = None if config.run.address else plan(ready.served, launch.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
+    if config.training.archive is not None:
+        refuse_unwritable(config.training.archive, "training.archive")
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(ready.served, nodes)
         commandline.emptied(folder, results.LEFT)
@@ -100,7 +102,8 @@ def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
     kind, _, place = (training.images or "").partition(":")
     if kind == "archive":
         archive = Archive.open(place, "training.images")
-        archive.check(given.teachers, config.labels, "training.images")
+        sha256 = None if config.is_teacherless else {n: w.sha256 for n, w in weights.items()}
+        archive.check(config.teachers, config.labels, "training.images", sha256)
     elif training.images not in (None, "noise"):
         open_unlabelled(training.images)
     if training.archive is not None:

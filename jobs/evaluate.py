@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
     folder = commandline.output_folder(arguments, config, [FILE]) if arguments.output else None
-    target = TargetNet.from_pretrained(arguments.target_net, arguments.allow_code)
+    target = _target(arguments.target_net, arguments.allow_code)
     _check(target, config)
     teachers = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
     data = load_data(config)
@@ -53,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     if folder is not None:
         (commandline.emptied(folder, [FILE]) / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _target(place: Path, allowed: Sequence[str]) -> TargetNet:
+    try:
+        return TargetNet.from_pretrained(place, allowed)
+    except InputError as error:
+        if error.key != "allow_code":
+            raise
+        module = error.what.rpartition(" ")[2]
+        raise InputError("--allow-code", error.what, f"--allow-code {module}") from None
 
 
 def _check(target: TargetNet, config: RunConfig) -> None:

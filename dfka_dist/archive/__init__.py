@@ -5,8 +5,15 @@ of its own; who trains a target from an archive later needs neither generator no
 """
 
 from dfka_dist.archive.contents import ArchivedTeacher
-from dfka_dist.archive.place import refuse_existing
+from dfka_dist.archive.place import refuse_existing, refuse_unwritable
 from dfka_dist.archive.reader import Archive, ArchivedBatch
 from dfka_dist.archive.writer import ArchiveWriter
 
-__all__ = ["Archive", "ArchiveWriter", "ArchivedBatch", "ArchivedTeacher", "refuse_existing"]
+__all__ = [
+    "Archive",
+    "ArchiveWriter",
+    "ArchivedBatch",
+    "ArchivedTeacher",
+    "refuse_existing",
+    "refuse_unwritable",
+]

@@ -31,6 +31,15 @@ def refuse_existing(uri: str, key: str) -> None:
     Place(uri, key).refuse("")
 
 
+def refuse_unwritable(uri: str, key: str) -> None:
+    """Make sure that an archive can be written; the folder is made if it is not there.
+
+    Raises:
+        InputError: it cannot.
+    """
+    Place(uri, key).make()
+
+
 class Place:
     """A folder by its absolute path or `pyarrow.fs` URI.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -111,29 +111,54 @@ class Archive:
         """Rows, that is images."""
         return sum(self._sizes)
 
-    def check(self, specs: Sequence[TeacherSpec], labels: Sequence[str], key: str) -> None:
-        """Make sure that it fits a run: the same teachers, and answers for every wanted label.
+    def check(
+        self,
+        specs: Sequence[TeacherSpec],
+        labels: Sequence[str],
+        key: str,
+        sha256: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make sure that it fits a run: answers of its teachers, and for every wanted label.
 
-        A label that a teacher knows is enough, even if no image was made to show it.
+        There may be answers of more teachers. A label that a teacher knows is enough, even if no
+        image was made to show it.
 
         Args:
+            specs: the teachers that know a wanted label.
             labels: what the target shall know.
             key: configuration key that an error names.
+            sha256: by teacher, of the weights that are there; without it none are.
 
         Raises:
             InputError: naming the first thing that differs.
         """
-        names = [teacher.name for teacher in self.teachers]
-        asked = [spec.name for spec in specs]
-        if names != asked:
-            what = f"{self._place} holds answers of {', '.join(names)}, not of {', '.join(asked)}"
-            raise InputError(key, what, "the same teachers in the same order")
-        for teacher, spec in zip(self.teachers, specs, strict=True):
-            for field in ("task", "labels"):
-                then, now = getattr(teacher, field), getattr(spec, field)
-                if then != now:
-                    what = f"{self._place} has other {field} for {spec.name}: {_shown(then)}"
-                    raise InputError(key, what, f"the same, in order; here they are {_shown(now)}")
+        known = {teacher.name: teacher for teacher in self.teachers}
+        for spec in specs:
+            if spec.name not in known:
+                what = f"{self._place} holds answers of {', '.join(known)}, not of {spec.name}"
+                raise InputError(key, what, "an archive of these teachers")
+            self._check_teacher(known[spec.name], spec, key, sha256)
+        self._check_labels(labels, key)
+
+    def _check_teacher(
+        self,
+        teacher: ArchivedTeacher,
+        spec: TeacherSpec,
+        key: str,
+        sha256: Mapping[str, str] | None,
+    ) -> None:
+        for field in ("task", "labels"):
+            then, now = getattr(teacher, field), getattr(spec, field)
+            if then != now:
+                what = f"{self._place} has other {field} for {spec.name}: {_shown(then)}"
+                raise InputError(key, what, f"the same, in order; here they are {_shown(now)}")
+        if sha256 is not None and sha256[spec.name] != teacher.sha256:
+            what = f"{self._place} holds answers of other weights of {spec.name}"
+            raise InputError(
+                key, what, f"weights with the sha256 {teacher.sha256[:12]}..., or none"
+            )
+
+    def _check_labels(self, labels: Sequence[str], key: str) -> None:
         known = list(dict.fromkeys(label for t in self.teachers for label in t.labels))
         unknown = [label for label in labels if label not in known]
         if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -37,14 +38,14 @@ class Row:
 
 
 def is_done(row: Row, config: Path, place: Path) -> bool:
-    """Whether the row was run before with the same changes."""
+    """Whether the row was run before with the same configuration and changes."""
     return _kept(place / row.folder, _command(row, config)) is not None
 
 
 def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The result of a row's run, with `peak_bytes`; from its folder if the run was done before.
 
-    A row whose changes are others than those of the kept run is run again.
+    A row whose configuration or changes are others than those of the kept run is run again.
 
     Raises:
         RunFailed: the run ended otherwise than well.
@@ -69,7 +70,11 @@ def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict
 
 
 def _command(row: Row, config: Path) -> list[str]:
-    return [str(config), *row.changes, f"run.seed={row.seed}"]
+    return [_sha256(config), *row.changes, f"run.seed={row.seed}"]
+
+
+def _sha256(config: Path) -> str:
+    return hashlib.sha256(config.read_bytes()).hexdigest()
 
 
 def _kept(folder: Path, command: Sequence[str]) -> dict[str, Any] | None:

@@ -244,7 +244,7 @@ class Amalgamator:
         every["least dual loss"] = branching.design(branching.choose(learned.losses))
         designs = {TUNED: branching.design(chosen)}
         for name, design in every.items():
-            if steps and design not in designs.values():
+            if design not in designs.values():
                 designs[name] = design
         return designs
 
@@ -257,7 +257,7 @@ class Amalgamator:
         steps = {
             name: training.fine_tune_steps
             if name == TUNED
-            else min(training.branch_steps, training.fine_tune_steps)
+            else min(training.branch_steps or training.fine_tune_steps, training.fine_tune_steps)
             for name in targets
         }
         learners = {name: self._learner(target) for name, target in targets.items() if steps[name]}

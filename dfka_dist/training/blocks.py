@@ -87,8 +87,8 @@ def _new_block(
     with workshop.seeded(100 + depth):
         blocks = trunk(config.target.backbone, config.target.arguments, design.input)[:depth]
         link = None
-        if generator and depth > 1 and config.losses.link:
-            place = _place(depth - 1, branching.trunk.depth, len(generator))
+        if generator and len(generator) > 1 and depth > 1 and config.losses.link:
+            place = generator_depth(depth - 1, branching.trunk.depth, len(generator))
             link = (generator[place], branching.trunk.shapes[depth - 1])
         block = DualBlock(
             Preprocessing(design.input),
@@ -127,16 +127,19 @@ def _entries(workshop: Workshop, depth: int) -> dict[str, int]:
 
 
 def _link(workshop: Workshop, stack: Stack, depth: int) -> torch.Tensor | None:
-    """F_2 = G^{B+1-b}..G^1(z) of eq. 15, which lies where block b begins; for b = 1 the image."""
+    """F_2 = G^{B+1-b}..G^1(z) of eq. 15, which lies where block b begins; for b = 1 the image. None
+    where it does not count, or where a generator of one group has nothing inside."""
     if not workshop.config.losses.link:
         return None
     if depth == 1:
         return stack.images
     groups = len(stack.features) + 1
-    place = _place(depth - 1, workshop.branching.trunk.depth, groups)
+    if groups == 1:
+        return None
+    place = generator_depth(depth - 1, workshop.branching.trunk.depth, groups)
     return stack.features[groups - place - 1].feature
 
 
-def _place(depth: int, of: int, groups: int) -> int:
+def generator_depth(depth: int, of: int, groups: int) -> int:
     """The generator's own depth 1..B-1 that lies as deep as `depth` of a trunk of `of` blocks."""
     return min(groups - 1, max(1, (2 * depth * groups + of) // (2 * of)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class Lesson:
     def parts(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 13, per teacher."""
         return {
-            name: losses.distill(said[name], self._truth[name], voice.task)
+            name: self._mean(name, said, partial(losses.distill, task=voice.task))
             for name, voice in self._voices.items()
         }
 
@@ -60,7 +61,18 @@ class Lesson:
         return {name: taken(said[name], self._rows[name]) for name in self._voices}
 
     def _distances(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: losses.logits(said[n], self._truth[n]) for n in self._voices}
+        return {name: self._mean(name, said, losses.logits) for name in self._voices}
+
+    def _mean(
+        self,
+        name: str,
+        said: Mapping[str, Tensor],
+        term: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """A term over the images that concern a teacher; nothing where none does, which happens
+        where images are not drawn in equal parts by home."""
+        own = said[name]
+        return term(own, self._truth[name]) if len(own) else own.sum()
 
     def _block(self, parts: Mapping[str, Tensor]) -> Tensor:
         return losses.block(parts, self._weights)

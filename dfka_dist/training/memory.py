@@ -32,9 +32,14 @@ class Labelled:
         )
 
     def rows(self, start: int, stop: int) -> Labelled:
-        """Some of the images."""
+        """Consecutive images."""
         logits = {name: value[start:stop] for name, value in self.logits.items()}
         return Labelled(self.images[start:stop], logits, self.homes[start:stop])
+
+    def taken(self, chosen: Tensor) -> Labelled:
+        """Some of the images, by their indices (n,)."""
+        logits = {name: value[chosen] for name, value in self.logits.items()}
+        return Labelled(self.images[chosen], logits, self.homes[chosen])
 
 
 def image_bytes(values: int, labels: int) -> int:

@@ -142,9 +142,10 @@ class Archived:
         return self.batches(stream, steps)
 
     def probe(self, rows: int) -> Labelled:
-        """Some images, the same for every worker."""
+        """Some images, the same for every worker, without those that concern no teacher here."""
         batches = self.archive.batches(size=rows, seed=zlib.crc32(f"{self.seed}.probe".encode()))
-        return self._labelled(next(batches))
+        batch = self._labelled(next(batches))
+        return batch.taken((batch.homes < len(self.panel.voices)).nonzero()[:, 0])
 
     def _labelled(self, batch: ArchivedBatch) -> Labelled:
         homes = torch.tensor([*self.homes, -1])[batch.homes]  # -1 finds itself

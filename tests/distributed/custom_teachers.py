@@ -7,9 +7,12 @@ would drop plain Python. They come with batches of a certain size, which no test
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dfka_dist.config import TeacherSpec
 from dfka_dist.models.backbones import ConvNet
@@ -36,6 +39,32 @@ moody.register_autograd(lambda _, gradient: gradient)
 class MoodyConvNet(ConvNet):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(moody(images))
+
+
+class BareConvNet(ConvNet):
+    """Without any BatchNorm; its weights are those of the other layers."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for part in list(self.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(part, name, nn.Identity())
+
+
+def without_batch_norm(spec: TeacherSpec, folder: Path) -> TeacherSpec:
+    """A teacher that has no statistics, of the same shapes."""
+    own = {"channels": spec.input.channels, "labels": len(spec.labels)} | spec.arguments
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(BareConvNet(**own).state_dict(), folder / f"{spec.name}.safetensors")
+    source = f"{BareConvNet.__module__}:{BareConvNet.__name__}"
+    changed = {
+        "source": source,
+        "arguments": own,
+        "weights": str(folder / f"{spec.name}.safetensors"),
+    }
+    return spec.model_copy(update=changed)
 
 
 def with_moods(spec: TeacherSpec) -> TeacherSpec:

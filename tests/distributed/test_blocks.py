@@ -15,6 +15,7 @@ from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.target import trunk, trunk_shapes
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.blocks import generator_depth
 from dfka_dist.training.dual import BlockDual, block_losses
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
@@ -90,6 +91,22 @@ def test_the_first_block_goes_as_far_as_two_equal_streams_would_take_it(
     """Eq. 15 and 16: both inputs are the image, so it is 1 + lambda_2 times one stream."""
     alone, both = (way(workshop, labelled, link) for link in (None, labelled.images))
     assert (both - (1 + LINK) * alone).norm() / both.norm() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("of", "groups", "depths"),
+    [
+        (4, 4, {1: 1, 2: 2, 3: 3}),  # block b eats what lies at depth b - 1, made by group B+1-b
+        (4, 2, {1: 1, 2: 1, 3: 1}),
+        (2, 4, {1: 2}),
+        (3, 3, {1: 1, 2: 2}),
+    ],
+)
+def test_a_link_lies_as_deep_in_the_generator_as_its_block_begins(
+    of: int, groups: int, depths: dict[int, int]
+) -> None:
+    """Eq. 15: F_2 = G^{B+1-b}..G^1(z)."""
+    assert {depth: generator_depth(depth, of, groups) for depth in depths} == depths
 
 
 def test_measuring_a_depth_moves_nothing(workshop: Workshop, labelled: Labelled) -> None:

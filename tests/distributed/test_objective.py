@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dfka_dist.training.dual import Lesson
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.workshop import Workshop
+from distributed.custom_teachers import without_batch_norm
 from distributed.test_engines import UncutTeacher
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -128,6 +130,46 @@ def test_one_softmax_teacher_and_no_group_are_dafl(
     (gradient,) = torch.autograd.grad(by_hand, images)
     assert judged.report.total.item() == pytest.approx(by_hand.item(), rel=1e-6)
     assert (judged.gradient - gradient).norm() / gradient.norm() <= 1e-5
+
+
+def test_with_one_group_the_group_term_adds_nothing_to_dafl(
+    judge: Judge, make_teacher: MakeTeacher
+) -> None:
+    """B = 1: the only group makes the image, whose features are no feature of eq. 11."""
+    shallow = make_teacher("shallow", "abc", task="single_label", widths=(4,))
+    weights = {"one_hot": 1.0, "activation": 0.1, "entropy": 5.0}
+    judged = judge([shallow], group=1.0, **weights)
+    said = UncutTeacher(shallow)(judged.images)
+    by_hand = sum(weight * DAFL[name](*said).item() for name, weight in weights.items())
+    assert judged.features == []
+    assert judged.report.total.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_teacher_without_batch_norm_leaves_the_statistics_to_the_others(
+    judge: Judge, make_teacher: MakeTeacher, tmp_path: Path
+) -> None:
+    teachers = [
+        make_teacher("first", "abc"),
+        without_batch_norm(make_teacher("bare", "de"), tmp_path),
+    ]
+    judged = judge(teachers, batch_norm=1.0)
+    known = UncutTeacher(teachers[0])
+    images = judged.images.clone().requires_grad_()
+    known(images)
+    by_hand = known.statistics()
+    (gradient,) = torch.autograd.grad(by_hand, images)
+    assert judged.report.total.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert (judged.gradient - gradient).norm() / gradient.norm() <= 1e-5
+
+
+def test_teachers_all_without_batch_norm_have_no_statistics_to_match(
+    judge: Judge, make_teacher: MakeTeacher, tmp_path: Path
+) -> None:
+    bare = without_batch_norm(make_teacher("bare", "de"), tmp_path)
+    judged, other = (judge([bare], one_hot=1.0, batch_norm=weight) for weight in (1.0, 0.0))
+    assert judged.report.terms["batch_norm"] == 0
+    assert torch.equal(judged.report.total, other.report.total)
+    assert torch.equal(judged.gradient, other.gradient)
 
 
 # two teachers of different tasks and labels: every image has its home

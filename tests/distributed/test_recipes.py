@@ -92,7 +92,8 @@ def run(
             target={"labels": LABELS, "arguments": {"widths": [4, 6, 8]}}
             | (target or {"branch": BRANCHES[name]}),
             generator={"latent": 6},
-            losses={"activation": 0.1, "entropy": 0.1, "discrete": 0.1} | (losses or {}),
+            losses={"group": 0.3, "activation": 0.1, "entropy": 0.1, "discrete": 0.1}
+            | (losses or {}),
             training=short | {"memory_megabytes": 1, "precision": "fp32"} | own[name] | training,
         )
         teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in strangers})

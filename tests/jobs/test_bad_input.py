@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ import pytest
 import torch
 from running import Ended, run
 from safetensors.torch import load_file, save_file
+from transformers import ResNetConfig, ResNetForImageClassification
 
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
@@ -248,6 +253,86 @@ def test_an_output_folder_with_somebodys_files_is_not_even_overwritten(
     assert [path.read_text() for path in output.iterdir()] == ["mine"]
 
 
+# teachers and targets that differ
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier as Hugging Face saves it, and the teacher that it makes, as YAML."""
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    names = {0: "a", 1: "b"}
+    own = ResNetConfig(
+        num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], id2label=names
+    )
+    ResNetForImageClassification(own).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", None, "weights"),
+        ("config.json", None, "config.json does not exist"),
+        ("config.json", {"id2label": None}, "teachers.0.labels: are missing"),
+    ],
+    ids=["no weights", "no description", "no labels"],
+)
+def test_a_folder_of_hugging_face_that_lacks_something(
+    refused: Refused,
+    theirs: Path,
+    tmp_path: Path,
+    name: str,
+    content: dict[str, Any] | None,
+    says: str,
+) -> None:
+    folder = Path(shutil.copytree(theirs, tmp_path / "model"))
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | content))
+    blocks = "[resnet.encoder.stages.0, resnet.encoder.stages.1]"
+    own = f"name: theirs, source: 'hf:{folder}', task: single_label, blocks: {blocks}"
+    line = refused("--set", f"teachers=[{{{own}, input: {{channels: 1, size: 16}}}}]")
+    assert line.startswith("error: teachers.0.") and says in line
+
+
+def test_images_of_as_many_channels_as_there_is_no_rule_for(refused: Refused) -> None:
+    line = refused("--set", "teachers.0.input.channels=4")
+    start = "error: teachers.0.input.channels: there is no rule for images of 4 channels (1, "
+    assert line.startswith(start)
+
+
+def test_a_budget_that_no_branching_meets(refused: Refused) -> None:
+    budget = "target.max_parameters=10"
+    line = refused("--set", budget, "--set", "training.branch_steps=2")
+    start = r"error: target\.max_parameters: 10 is less than any branching needs"
+    assert re.fullmatch(rf"{start} \(\d{{3,}} or more\)", line)
+
+
+def test_an_archive_of_other_teachers(refused: Refused, tmp_path: Path) -> None:
+    place = tmp_path / "archive"
+    teacher = ArchivedTeacher(name="other", task="multi_label", labels=["a"], sha256="0" * 64)
+    writer = ArchiveWriter(str(place), run="x", teachers=[teacher], labels=["a"], shape=(1, 16, 16))
+    with writer:
+        writer.add(
+            step=0,
+            first_column=0,
+            images=torch.rand(4, 1, 16, 16),
+            asked_for=torch.ones(4, 1),
+            homes=torch.full((4,), -1),
+            logits={"other": torch.zeros(4, 1)},
+        )
+    images = f"training.images=archive:{place}"
+    line = refused("--set", "training.recipe=distill", "--set", images)
+    assert line.startswith(f"error: training.images: {place} holds answers of other, not of low")
+
+
+def test_an_archive_where_nothing_can_be_written(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused("--set", f"training.archive={tmp_path / 'file' / 'archive'}")
+    assert line.startswith("error: training.archive: ")
+
+
 # evaluate
 
 
@@ -314,6 +399,14 @@ def test_a_target_with_truncated_weights(not_scored: Refused, broken: Path) -> N
 def test_a_target_of_other_teachers(not_scored: Refused, saved: Path) -> None:
     line = not_scored(saved, "--set", "teachers.0.name=other")
     assert line.startswith("error: teachers: ")
+
+
+def test_a_target_that_needs_code_of_somebody(not_scored: Refused, broken: Path) -> None:
+    path = broken / "config.json"
+    path.write_text(path.read_text().replace("builtin:convnet", "their_tails:network"))
+    line = not_scored(broken)
+    assert line.startswith("error: --allow-code: ")
+    assert line.endswith(" needs code from their_tails (--allow-code their_tails)")
 
 
 def test_nothing_to_score_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,7 +61,7 @@ def test_recipes_beside_joint_let_the_target_make_as_many_steps(config: RunConfi
     }
     joint, bare = rows["joint"], rows["without rehearsal"]
     steps = joint.steps * joint.dual_steps + joint.rehearsal_steps
-    assert bare.steps * bare.dual_steps == pytest.approx(steps, abs=4)
+    assert bare.steps == joint.steps + joint.rehearsal_steps // quality.REHEARSALS
     assert rows["noise images"].steps == rows["real images"].steps == steps
     assert 2 * 4 * rows["paper"].block_steps == pytest.approx(steps, abs=8)
 
@@ -112,7 +113,7 @@ def kept(config: RunConfig, tmp_path: Path) -> Path:
     for row in quality.rows(config, 80, tmp_path):
         folder = tmp_path / row.folder
         folder.mkdir()
-        command = [str(source), *row.changes, f"run.seed={row.seed}"]
+        command = [sha256(source.read_bytes()).hexdigest(), *row.changes, f"run.seed={row.seed}"]
         own = {"command": command, "result": result(row.seed, 0.8 + row.seed / 10)}
         (folder / "row.json").write_text(json.dumps(own), encoding="utf-8")
     return tmp_path
@@ -149,7 +150,8 @@ def test_rows_that_differ_after_training_share_the_run(
 
 
 def test_a_table_has_a_line_for_each_row(table: dict[str, Any]) -> None:
-    assert len(quality.text(table).splitlines()) == 2 + len(table["rows"])
+    lines = quality.text(table).splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(table["rows"])
 
 
 @pytest.mark.parametrize(
@@ -190,3 +192,5 @@ def test_a_row_is_done_as_long_as_it_is_the_same(config: RunConfig, kept: Path) 
     assert all(is_done(row, source, kept) for row in quality.rows(config, 80, kept))
     others = [row for row in quality.rows(config, 96, kept) if row.name == "joint"]
     assert not any(is_done(row, source, kept) for row in others)
+    source.write_text(dump(config).replace("seed: 0", "seed: 1"), encoding="utf-8")
+    assert not any(is_done(row, source, kept) for row in quality.rows(config, 80, kept))

@@ -691,6 +691,26 @@ def test_without_homes_strides_may_be_larger() -> None:
     assert parse(at_home(tasks, fresh_every=4)).training.fresh_every == 4
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_a_run_of_its_own_name(name: str) -> None:
+    assert load(PRESETS / f"{name}.yaml").run.name == name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": {"start": "somewhere/target_net"}},
+        {"teachers": [spec | {"weights": None} for spec in valid()["teachers"]]},
+    ],
+    ids=["a target that is there", "no teachers"],
+)
+def test_filters_at_other_depths_need_teachers_and_a_new_target(change: dict[str, Any]) -> None:
+    training = {"recipe": "distill", "images": "archive:/images", "branch_steps": 2}
+    tree = valid() | change | {"training": training}
+    assert _only_refusal(tree).key == "training.branch_steps"
+    assert parse(tree | {"training": training | {"branch_steps": 0}})
+
+
 # teachers that nobody needs
 
 
