@@ -31,8 +31,9 @@ from dfka_dist.loading import dump, parse
 from dfka_dist.teachers.placement import NodeResources, PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
-from dfka_dist.training.amalgamator import Amalgamator, Outcome
+from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.diary import Record
+from dfka_dist.training.outcome import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.models.target import TargetNet, version
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 from dfka_dist.teachers.interface import TeacherDescription
-from dfka_dist.training.amalgamator import SAMPLES, Network, Outcome
+from dfka_dist.training.outcome import SAMPLES, Network, Outcome
 
 LEFT = (
     "result.json",

@@ -183,6 +183,8 @@ def _warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
         if teacher.name not in heard:
             what = "knows none of the labels that are wanted, and is left out"
             yield f"the teacher {teacher.name} {what}"
+    if config.is_teacherless and config.evaluations:
+        yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
     image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)
     batch = training.batch_size * image_bytes(image.channels * image.size**2, labels)
     fitting = training.memory_megabytes * 2**20 // batch

@@ -15,7 +15,9 @@ from dfka_dist.errors import NonFiniteLoss
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
-from dfka_dist.training.amalgamator import SAMPLES, Amalgamator, Outcome, Record
+from dfka_dist.training.amalgamator import Amalgamator
+from dfka_dist.training.diary import Record
+from dfka_dist.training.outcome import SAMPLES, Outcome
 from distributed.game import EVERY_TERM, LABELS
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -18,8 +18,9 @@ from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import Teacher
-from dfka_dist.training.amalgamator import Amalgamator, Outcome
+from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.distilling import supplied
+from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.workshop import Workshop
 
 pytestmark = pytest.mark.usefixtures("process_group")

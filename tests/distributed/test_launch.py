@@ -15,7 +15,9 @@ from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
-from dfka_dist.training.amalgamator import Amalgamator, Outcome, Record
+from dfka_dist.training.amalgamator import Amalgamator
+from dfka_dist.training.diary import Record
+from dfka_dist.training.outcome import Outcome
 from distributed.conftest import MakePool, alive, left_since
 
 Tiny = Callable[..., RunConfig]

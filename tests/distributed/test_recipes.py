@@ -17,7 +17,9 @@ from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
-from dfka_dist.training.amalgamator import SAMPLES, Amalgamator, Network, Outcome, Record
+from dfka_dist.training.amalgamator import Amalgamator
+from dfka_dist.training.diary import Record
+from dfka_dist.training.outcome import SAMPLES, Network, Outcome
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -194,6 +196,17 @@ def test_candidates_are_comparable_where_branches_were_chosen_later(run: Run) ->
     found = run("joint").outcome.candidates
     assert [each.name for each in found] == ["regrouped", "fine-tuned"]
     assert branch_points(found[0]) == branch_points(found[1])
+
+
+def test_recipe_paper_has_trained_a_branch_at_every_depth(run: Run) -> None:
+    outcome = run("paper", target={"branch": "last"}, branch_steps=0).outcome
+    depths = [
+        branch_points(each)["one"]
+        for each in outcome.depths
+        if len({*branch_points(each).values()}) == 1
+    ]
+    assert {1, 2} <= set(depths)
+    assert branch_points(outcome.network) == {"one": 3, "two": 3}
 
 
 def test_a_teacher_of_weight_zero_has_its_branch_all_the_same(run: Run) -> None:

@@ -1,0 +1,77 @@
+"""What a run leaves, and what its recipe leaves to be regrouped and fine-tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dfka_dist.models.target import Architecture
+from dfka_dist.training.engines import Engine
+from dfka_dist.training.regroup import DualState, State
+from dfka_dist.training.supply import Supply
+
+SAMPLES = 10  # even: two neighbours have the same label
+"""Synthesized images shown for each label."""
+TUNED = "fine-tuned"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One target that came out of a run."""
+
+    name: str
+    design: Architecture
+    state: State
+    data_free: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves, on every rank alike."""
+
+    network: Network
+    """The result."""
+    candidates: list[Network]
+    """What the result was chosen from, in the order of time; the result is among them."""
+    depths: list[Network]
+    """The same target with all branches at depth 1, 2, .. B-1."""
+    dual_losses: dict[str, dict[int, float]]
+    """L_d^{b,m} per teacher and depth; empty where it was not measured."""
+    samples: Tensor | None
+    """(labels * SAMPLES, C, H, W) in [0, 1], label after label; None without a generator."""
+    phases: list[dict[str, Any]]
+    cpu_seconds: float
+    """Of all workers."""
+
+    @property
+    def networks(self) -> list[Network]:
+        """Everything that can be scored, each once."""
+        return [*self.candidates, *self.depths]
+
+    @property
+    def design(self) -> Architecture:
+        """Of the result."""
+        return self.network.design
+
+    @property
+    def state(self) -> State:
+        """Of the result."""
+        return self.network.state
+
+    @property
+    def data_free(self) -> dict[str, Any]:
+        """Of the result."""
+        return self.network.data_free
+
+
+@dataclass
+class Learned:
+    """What a recipe leaves to be regrouped and fine-tuned."""
+
+    duals: list[tuple[str, DualState]]
+    """Candidates, in the order of time."""
+    supply: Supply
+    generator: Engine | None = None
+    losses: dict[str, dict[int, float]] = field(default_factory=dict)
