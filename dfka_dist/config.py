@@ -231,15 +231,16 @@ class TrainingSpec(Node):
     """Share of the remembered images that are mixed with another before that."""
     generator_rate: Rate = 2e-3
     dual_rate: Rate = 2e-3
-    """Of the dual generator beside the generator, or block by block."""
+    """Of the dual generator beside the generator, block by block, or from given images; of filters
+    at other depths."""
     rehearsal_rate: Rate = 5e-3
     """Of the dual generator in the rehearsal, at its begin; it falls to 0."""
     fine_tune_steps: MaybeNone = 200
     fine_tune_rate: Rate = 2e-4
     branch_steps: MaybeNone = 0
     """For the filters at all depths short of B, and for the fine-tune of a target at each of them;
-    0: no such targets. The recipe paper has trained the filters already: there it shortens the
-    fine-tune of such targets, if it is not 0."""
+    0: no such targets. In the recipe paper, which has trained the filters already, only for that
+    fine-tune; 0: one of full length."""
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""

@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return _warn(given, ready)
     planned = None if config.run.address else plan(ready.served, launch.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
-    if config.training.archive is not None:
-        refuse_unwritable(config.training.archive, "training.archive")
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(ready.served, nodes)
+        if config.training.archive is not None:
+            refuse_unwritable(config.training.archive, "training.archive")
         commandline.emptied(folder, results.LEFT)
         _warn(given, ready)
         _run(given, ready, folder, placement, began)

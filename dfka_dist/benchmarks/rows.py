@@ -39,7 +39,7 @@ class Row:
 
 def is_done(row: Row, config: Path, place: Path) -> bool:
     """Whether the row was run before with the same configuration and changes."""
-    return _kept(place / row.folder, _command(row, config)) is not None
+    return _kept(place / row.folder, _identity(row, config)) is not None
 
 
 def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -51,25 +51,25 @@ def run(row: Row, config: Path, place: Path, say: Callable[[str], None]) -> dict
         RunFailed: the run ended otherwise than well.
     """
     folder = place / row.folder
-    command = _command(row, config)
-    kept = _kept(folder, command)
+    identity = _identity(row, config)
+    kept = _kept(folder, identity)
     if kept is not None:
         say(f"{row.folder}: done before")
         return kept
     say(f"{row.folder}: running")
-    arguments = [a for change in command[1:] for a in ("--set", change)]
+    arguments = [a for change in identity[1:] for a in ("--set", change)]
     peak = _watched(
         [sys.executable, JOB, "--config", config, *arguments, "--overwrite", "--output", folder],
         place / f"{row.folder}.log",
     )
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     result["peak_bytes"] = peak
-    kept_file = json.dumps({"command": command, "result": result})
+    kept_file = json.dumps({"identity": identity, "result": result})
     (folder / _KEPT).write_text(kept_file, encoding="utf-8")
     return result
 
 
-def _command(row: Row, config: Path) -> list[str]:
+def _identity(row: Row, config: Path) -> list[str]:
     return [_sha256(config), *row.changes, f"run.seed={row.seed}"]
 
 
@@ -77,12 +77,12 @@ def _sha256(config: Path) -> str:
     return hashlib.sha256(config.read_bytes()).hexdigest()
 
 
-def _kept(folder: Path, command: Sequence[str]) -> dict[str, Any] | None:
+def _kept(folder: Path, identity: Sequence[str]) -> dict[str, Any] | None:
     try:
         kept = json.loads((folder / _KEPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    result: dict[str, Any] | None = kept["result"] if kept["command"] == list(command) else None
+    result: dict[str, Any] | None = kept["result"] if kept["identity"] == list(identity) else None
     return result
 
 

@@ -13,7 +13,7 @@ from dfka_dist.training.collectives import global_sum
 from dfka_dist.training.diary import Record
 from dfka_dist.training.finishing import Finishing, agreement
 from dfka_dist.training.outcome import SAMPLES, Outcome
-from dfka_dist.training.recipes import Recipe, plain
+from dfka_dist.training.recipes import Recipe, generator_network
 from dfka_dist.training.regroup import State
 from dfka_dist.training.workshop import Workshop
 
@@ -43,17 +43,17 @@ class Amalgamator:
         """The whole run."""
         with self._workshop.archiving():
             learned = self._recipe.run()
-        candidates, depths = Finishing(self._workshop).run(learned)
+        finished = Finishing(self._workshop).run(learned)
         samples = None
         if learned.generator is not None:
-            samples = self._workshop.draws.sheet(plain(learned.generator), SAMPLES)
+            samples = self._workshop.draws.sheet(generator_network(learned.generator), SAMPLES)
             learned.generator.destroy()
         used = torch.tensor(time.process_time(), device=self._workshop.device)
         return Outcome(
-            network=max(reversed(candidates), key=agreement),
-            candidates=candidates,
-            depths=depths,
-            dual_losses=learned.losses,
+            network=max(reversed(finished.candidates), key=agreement),
+            candidates=finished.candidates,
+            depths=finished.depths,
+            dual_losses=finished.dual_losses,
             samples=samples,
             phases=self._workshop.diary.phases,
             cpu_seconds=global_sum(used).item(),

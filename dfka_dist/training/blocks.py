@@ -30,7 +30,7 @@ def train_blocks(workshop: Workshop, supply: Synthesized) -> DualState:
         learner = _learner(workshop, block, depth)
         for step, (stack, pending) in enumerate(stacks):
             rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
-            link = _link(workshop, stack, depth)
+            link = link_into(workshop, stack, depth)
             report = learner.learn(pending.result(), link, rate)
             workshop.diary.tell((depth - 1) * steps + step + 1, report)
         _keep(dual, learner, depth, with_block=True)
@@ -126,7 +126,7 @@ def _entries(workshop: Workshop, depth: int) -> dict[str, int]:
     return {name: workshop.branching.entry(name, depth) for name in workshop.panel.voices}
 
 
-def _link(workshop: Workshop, stack: Stack, depth: int) -> torch.Tensor | None:
+def link_into(workshop: Workshop, stack: Stack, depth: int) -> torch.Tensor | None:
     """F_2 = G^{B+1-b}..G^1(z) of eq. 15, which lies where block b begins; for b = 1 the image. None
     where it does not count, or where a generator of one group has nothing inside."""
     if not workshop.config.losses.link:

@@ -8,7 +8,7 @@ from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.training.blocks import dual_losses, train_filters
 from dfka_dist.training.collectives import average_buffers, global_mean
 from dfka_dist.training.dual import Dual
-from dfka_dist.training.outcome import TUNED, Learned, Network
+from dfka_dist.training.outcome import TUNED, Finished, Learned, Network
 from dfka_dist.training.recipes import trained_design
 from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine
@@ -21,17 +21,18 @@ class Finishing:
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop, self._config = workshop, workshop.config
+        self._losses: dict[str, dict[int, float]] = {}
 
-    def run(self, learned: Learned) -> tuple[list[Network], list[Network]]:
-        """Candidates for the result in the order of time, and the same target with all branches
-        at depth 1, 2, .. B-1."""
+    def run(self, learned: Learned) -> Finished:
+        """Choose, regroup, fine-tune."""
         found, best = self._select(learned)
         designs = self._designs(learned, best)
         wanted = designs[TUNED]
         if wanted != found[-1].design:
             found = [self._judged("regrouped", best.target(wanted, self._workshop.teachers))]
         networks = self._fine_tune(learned.supply, best, designs)
-        return [*found, networks.pop(TUNED)], list(networks.values())
+        candidates = [*found, networks.pop(TUNED)]
+        return Finished(candidates, list(networks.values()), self._losses)
 
     def _select(self, learned: Learned) -> tuple[list[Network], DualState]:
         """Every candidate on the probe set, as a target with the branches that were trained."""
@@ -44,7 +45,8 @@ class Finishing:
         return found, learned.duals[found.index(best)][1]
 
     def _designs(self, learned: Learned, dual: DualState) -> dict[str, Architecture]:
-        """The targets to be fine-tuned, by name: the one that is wanted, and one at each depth."""
+        """The targets to be fine-tuned, by name: the one that is wanted, one at each depth, and the
+        one of least dual loss; those that are the same once."""
         workshop, training = self._workshop, self._config.training
         branching = workshop.branching
         steps = training.branch_steps
@@ -53,13 +55,13 @@ class Finishing:
         if training.recipe != "paper":
             with workshop.diary.phase("branches", steps):
                 train_filters(workshop, dual, learned.supply, steps)
-        learned.losses = dual_losses(workshop, dual, learned.supply)
-        chosen = branching.asked or branching.choose(learned.losses)
+        self._losses = dual_losses(workshop, dual, learned.supply)
+        chosen = branching.asked or branching.choose(self._losses)
         every = {
             f"depth {depth}": branching.design(branching.everywhere(depth))
             for depth in range(1, branching.trunk.depth + 1)
         }
-        every["least dual loss"] = branching.design(branching.choose(learned.losses))
+        every["least dual loss"] = branching.design(branching.choose(self._losses))
         designs = {TUNED: branching.design(chosen)}
         for name, design in every.items():
             if design not in designs.values():
@@ -107,8 +109,8 @@ class Finishing:
         target = target.to(self._workshop.device).eval()
         data_free = self._workshop.probe.judge(target)
         # All workers must come to the same decisions.
-        agreement = global_mean(torch.tensor(data_free["agreement"], dtype=torch.float64))
-        data_free["agreement"] = round(agreement.item(), 6)
+        everywhere = global_mean(torch.tensor(data_free["agreement"], dtype=torch.float64))
+        data_free["agreement"] = round(everywhere.item(), 6)
         state = {key: value.detach().cpu().clone() for key, value in target.state_dict().items()}
         return Network(name, target.design, state, data_free)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,7 @@ class Outcome:
     candidates: list[Network]
     """What the result was chosen from, in the order of time; the result is among them."""
     depths: list[Network]
-    """The same target with all branches at depth 1, 2, .. B-1."""
+    """The same target with all branches at any other depth, and with those of least dual loss."""
     dual_losses: dict[str, dict[int, float]]
     """L_d^{b,m} per teacher and depth; empty where it was not measured."""
     samples: Tensor | None
@@ -74,4 +74,12 @@ class Learned:
     """Candidates, in the order of time."""
     supply: Supply
     generator: Engine | None = None
-    losses: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Finished:
+    """What regrouping and fine-tuning make of it; see `Outcome`."""
+
+    candidates: list[Network]
+    depths: list[Network]
+    dual_losses: dict[str, dict[int, float]]

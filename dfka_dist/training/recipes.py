@@ -29,8 +29,8 @@ class Recipe:
 
     def run(self) -> Learned:
         """All of its phases."""
-        recipe = {"joint": self._joint, "paper": self._paper, "distill": self._distill}
-        return recipe[self._config.training.recipe]()
+        recipes = {"joint": self._joint, "paper": self._paper, "distill": self._distill}
+        return recipes[self._config.training.recipe]()
 
     def _joint(self) -> Learned:
         """Generator and dual generator in turns."""
@@ -73,7 +73,7 @@ class Recipe:
         """The dual generator on images that are given."""
         workshop, training = self._workshop, self._config.training
         supply = supplied(workshop)
-        target = workshop.new_target(trained_design(self._workshop))
+        target = workshop.new_target(trained_design(workshop))
         if self._start is not None:
             target.load_state_dict(self._start)
         with workshop.diary.phase("distill", training.steps):
@@ -92,7 +92,7 @@ class Recipe:
         workshop = self._workshop
         window = self._config.serving.in_flight
         return Synthesized(
-            plain(generator),
+            generator_network(generator),
             workshop.draws,
             workshop.panel,
             workshop.columns,
@@ -108,7 +108,7 @@ def trained_design(workshop: Workshop) -> Architecture:
     return branching.design(deepest if workshop.config.training.branch_steps else None)
 
 
-def plain(generator: Engine) -> GroupStackGenerator:
+def generator_network(generator: Engine) -> GroupStackGenerator:
     """The network of a generator's engine."""
     assert isinstance(generator.network, GroupStackGenerator)
     return generator.network

@@ -15,7 +15,7 @@ from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.target import trunk, trunk_shapes
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
-from dfka_dist.training.blocks import generator_depth
+from dfka_dist.training.blocks import generator_depth, link_into
 from dfka_dist.training.dual import BlockDual, block_losses
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
@@ -107,6 +107,25 @@ def test_a_link_lies_as_deep_in_the_generator_as_its_block_begins(
 ) -> None:
     """Eq. 15: F_2 = G^{B+1-b}..G^1(z)."""
     assert {depth: generator_depth(depth, of, groups) for depth in depths} == depths
+
+
+def test_the_link_into_a_block_is_what_the_group_of_its_depth_made(
+    workshop: Workshop, supply: Synthesized
+) -> None:
+    """Eq. 15 for B = 3: the image, then F_g^2, then F_g^1."""
+    stack = supply.draws.synthesize(supply.generator, "x", 0, supply.columns)
+    links = [link_into(workshop, stack, depth) for depth in (1, 2, 3)]
+    made = [stack.images, *(each.feature for each in reversed(stack.features))]
+    assert all(link is own for link, own in zip(links, made, strict=True))
+
+
+def test_a_generator_of_one_group_has_a_link_into_the_first_block_alone(
+    workshop: Workshop, supply: Synthesized
+) -> None:
+    stack = supply.draws.synthesize(supply.generator, "x", 0, supply.columns)
+    shallow = stack._replace(features=[])
+    assert link_into(workshop, shallow, 1) is stack.images
+    assert link_into(workshop, shallow, 2) is None
 
 
 def test_measuring_a_depth_moves_nothing(workshop: Workshop, labelled: Labelled) -> None:

@@ -124,7 +124,7 @@ def test_a_generator_out_of_turn_makes_the_images_that_it_makes_in_turn(watched:
     assert out_of_turn.equal(in_turn)
 
 
-def test_teachers_and_student_are_shown_the_images_moved(watched: Watched) -> None:
+def test_teachers_and_memory_are_shown_the_images_moved(watched: Watched) -> None:
     drawn = draw(watched.teachers, 6)
     assert drawn.moves is not None
     still = watched.game.generator_step(drawn._replace(moves=None), rate=0.0).labelled

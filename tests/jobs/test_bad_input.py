@@ -327,7 +327,7 @@ def test_an_archive_of_other_teachers(refused: Refused, tmp_path: Path) -> None:
     assert line.startswith(f"error: training.images: {place} holds answers of other, not of low")
 
 
-def test_an_archive_where_nothing_can_be_written(refused: Refused, tmp_path: Path) -> None:
+def test_an_archive_below_a_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = refused("--set", f"training.archive={tmp_path / 'file' / 'archive'}")
     assert line.startswith("error: training.archive: ")

@@ -23,6 +23,7 @@ from dfka_dist.archive import (
     ArchivedTeacher,
     ArchiveWriter,
     refuse_existing,
+    refuse_unwritable,
 )
 from dfka_dist.archive.order import windows
 from dfka_dist.config import TeacherSpec
@@ -435,6 +436,12 @@ def test_a_shard_that_goes_away_while_it_is_read_is_refused(tmp_path: Path) -> N
     (tmp_path / "part-00000-00000.parquet").unlink()
     error = refusal(lambda: taken(archive, 1))
     assert error.key == KEY and "part-00000-00000.parquet cannot be read" in error.what
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = refusal(lambda: refuse_unwritable(str(tmp_path / "file" / "archive"), KEY))
+    assert error.key == KEY and "cannot be written" in error.what
 
 
 # whether an archive fits a run

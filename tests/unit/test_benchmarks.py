@@ -113,8 +113,8 @@ def kept(config: RunConfig, tmp_path: Path) -> Path:
     for row in quality.rows(config, 80, tmp_path):
         folder = tmp_path / row.folder
         folder.mkdir()
-        command = [sha256(source.read_bytes()).hexdigest(), *row.changes, f"run.seed={row.seed}"]
-        own = {"command": command, "result": result(row.seed, 0.8 + row.seed / 10)}
+        identity = [sha256(source.read_bytes()).hexdigest(), *row.changes, f"run.seed={row.seed}"]
+        own = {"identity": identity, "result": result(row.seed, 0.8 + row.seed / 10)}
         (folder / "row.json").write_text(json.dumps(own), encoding="utf-8")
     return tmp_path
 
