@@ -64,8 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     commandline.refuse_unwritable(folder)
     with launch.cluster(config.run.address, planned) as nodes:
         placement = planned or plan(ready.served, nodes)
-        if config.training.archive is not None:
-            refuse_unwritable(config.training.archive, "training.archive")
         commandline.emptied(folder, results.LEFT)
         _warn(given, ready)
         _run(given, ready, folder, placement, began)
@@ -108,6 +106,7 @@ def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
         open_unlabelled(training.images)
     if training.archive is not None:
         refuse_existing(training.archive, "training.archive")
+        refuse_unwritable(training.archive, "training.archive")
     start = None if config.target.start is None else _start(config.target.start, design)
     return Prepared(config, weights, load_data(config), start, design)
 

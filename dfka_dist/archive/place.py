@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,12 +34,12 @@ def refuse_existing(uri: str, key: str) -> None:
 
 
 def refuse_unwritable(uri: str, key: str) -> None:
-    """Make sure that an archive can be written; the folder is made if it is not there.
+    """Make sure, as far as that can be seen without writing, that an archive can be written.
 
     Raises:
-        InputError: it cannot.
+        InputError: on a disk, the folder or the nearest one above it cannot be written.
     """
-    Place(uri, key).make()
+    Place(uri, key).refuse_unwritable()
 
 
 class Place:
@@ -93,6 +95,19 @@ class Place:
         """
         if any(name.startswith(prefix) for name in self.shards()):
             raise self.error("already holds an archive", "another place")
+
+    def refuse_unwritable(self) -> None:
+        """Refuse a folder of a disk that cannot be made or written. Nothing is changed there.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self._files.type_name != "local":
+            return
+        folder = Path(self._folder)
+        above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise self.error("cannot be written", "a place where files can be written")
 
     def make(self) -> None:
         """Make the folder, and prove that files can be written there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class Ended:
         return line
 
 
+def _hear_ctrl_c() -> None:
+    """Tests in the background ignore it, and what they start would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Start a job in a process group of its own; it can import the modules beside this file, and
     what the tests can."""
@@ -43,6 +49,7 @@ def start(name: str, *arguments: str | Path, cwd: Path | None = None) -> subproc
         text=True,
         cwd=cwd,
         start_new_session=True,
+        preexec_fn=_hear_ctrl_c,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
     )
 

@@ -86,7 +86,7 @@ def stopped(
 ) -> Iterator[Stopped]:
     """A run that was stopped at its first steps."""
     place = tmp_path_factory.mktemp("stopped")
-    long = {"steps": 1_000_000, "batch_size": 8, "report_every": 1, "memory_megabytes": 1}
+    long = {"steps": 1_000_000, "rehearsal_steps": 0, "batch_size": 8, "report_every": 1}
     process = start(
         "amalgamate", "--config", write(place, training=long), "--output", place / "run"
     )
