@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import struct
 import signal
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
