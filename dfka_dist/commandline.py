@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, InputError, Interrupted
+from dfka_dist.folders import is_writable, nearest
 from dfka_dist.loading import load
 from dfka_dist.models import completion
 
@@ -86,12 +87,11 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Colle
     try:
         folder = asked.resolve()
         there = list(folder.iterdir()) if folder.exists() else []
-        above = _nearest(folder)
     except NotADirectoryError:
         raise InputError("--output", f"{asked} is a file", "a folder") from None
     except (OSError, ValueError) as error:
         raise InputError("--output", f"{str(asked)[:60]!r}: {error}", "a folder") from error
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    if not is_writable(folder):
         raise InputError("--output", f"{folder} cannot be made or written", "a writable folder")
     if not there:
         return folder
@@ -113,7 +113,7 @@ def refuse_unwritable(folder: Path) -> None:
         InputError: it cannot.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=_nearest(folder), prefix=".dfka-"):
+        with tempfile.TemporaryDirectory(dir=nearest(folder), prefix=".dfka-"):
             pass
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -135,11 +135,6 @@ def emptied(folder: Path, names: Collection[str]) -> Path:
     except OSError as error:
         raise _unwritable(folder, error) from error
     return folder
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or what is above it and exists."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _unwritable(folder: Path, error: OSError) -> InputError:

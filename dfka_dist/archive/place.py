@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from pyarrow import ArrowException, fs
 
 from dfka_dist.errors import InputError
+from dfka_dist.folders import is_writable
 
 ENDING = ".parquet"
 UNREACHABLE = (OSError, ArrowException, ValueError)
@@ -104,9 +104,7 @@ class Place:
         """
         if self._files.type_name != "local":
             return
-        folder = Path(self._folder)
-        above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        if not is_writable(Path(self._folder)):
             raise self.error("cannot be written", "a place where files can be written")
 
     def make(self) -> None:

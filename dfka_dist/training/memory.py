@@ -31,12 +31,7 @@ class Labelled:
             torch.cat([part.homes for part in parts]),
         )
 
-    def rows(self, start: int, stop: int) -> Labelled:
-        """Consecutive images."""
-        logits = {name: value[start:stop] for name, value in self.logits.items()}
-        return Labelled(self.images[start:stop], logits, self.homes[start:stop])
-
-    def taken(self, chosen: Tensor) -> Labelled:
+    def taken(self, chosen: Tensor | slice) -> Labelled:
         """Some of the images, by their indices (n,)."""
         logits = {name: value[chosen] for name, value in self.logits.items()}
         return Labelled(self.images[chosen], logits, self.homes[chosen])

@@ -92,5 +92,5 @@ class _Asked:
         if self._parts is None:
             whole, ends = self._pending.result(), list(accumulate(self._lengths))
             starts = [0, *ends]
-            self._parts = [whole.rows(a, b) for a, b in zip(starts, ends, strict=False)]
+            self._parts = [whole.taken(slice(a, b)) for a, b in zip(starts, ends, strict=False)]
         return self._parts

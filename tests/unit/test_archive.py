@@ -252,7 +252,7 @@ def test_a_file_in_place_of_the_folder_is_refused(
     tmp_path: Path, act: Callable[[Path], object]
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    refusal(lambda: act(tmp_path / "file"))
+    assert str(tmp_path / "file") in refusal(lambda: act(tmp_path / "file")).what
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -456,13 +456,17 @@ def test_an_archive_fits_the_teachers_that_made_it(
     archive: Archive, specs: list[TeacherSpec]
 ) -> None:
     archive.check(specs, ["c", "d"], KEY)
+    assert [spec.name for spec in specs] == [teacher.name for teacher in archive.teachers]
 
 
 @pytest.mark.parametrize("kept", [[0], [1, 0]])
 def test_an_archive_fits_some_of_its_teachers_in_any_order(
     archive: Archive, specs: list[TeacherSpec], kept: list[int]
 ) -> None:
-    archive.check([specs[i] for i in kept], ["a"], KEY)
+    own = [specs[i] for i in kept]
+    archive.check(own, ["a"], KEY)
+    # It looked: what does not fit is refused of them, too.
+    assert "knows e" in refusal(lambda: archive.check(own, ["a", "e"], KEY)).what
 
 
 def test_a_teacher_that_is_not_in_it_is_refused(archive: Archive, specs: list[TeacherSpec]) -> None:

@@ -268,7 +268,9 @@ def test_building_needs_no_file(saved: dict[str, Path], tmp_path: Path) -> None:
     spec = completed(folder)
     weights = read_weights(spec, "teachers.0")
     shutil.rmtree(folder)
-    load_state(build(spec, "teachers.0"), weights.state, "teachers.0")
+    network = build(spec, "teachers.0")
+    load_state(network, weights.state, "teachers.0")
+    assert network.state_dict().keys() == weights.state.keys()
 
 
 def test_half_precision_weights_are_computed_with_in_fp32(
