@@ -234,16 +234,20 @@ class TrainingSpec(Node):
     """Of the dual generator beside the generator, block by block, or from given images; of filters
     at other depths."""
     rehearsal_rate: Rate = 5e-3
-    """Of the dual generator in the rehearsal, at its begin; it falls to 0."""
+    """Of the dual generator in the rehearsal, and of targets at other depths, at their begin; it falls
+    to 0."""
     fine_tune_steps: MaybeNone = 200
     fine_tune_rate: Rate = 2e-4
     branch_steps: MaybeNone = 0
-    """For the filters at all depths short of B, and for the fine-tune of a target at each of them;
-    0: no such targets. In the recipe paper, which has trained the filters already, only for that
-    fine-tune; 0: one of full length."""
+    """For the filters at all depths short of B, and as many for trunk and filters of a target at
+    each of them, at the rate of the rehearsal; 0: no such targets. The recipe paper has trained
+    every depth already, and needs none."""
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""
+    probe_images: Annotated[int, Field(ge=4)] = 4096
+    """On which they are compared: of generators at four moments in equal parts, and all of them
+    again mixed and moved. Kept in 32 bits; fewer make do with less memory for large images."""
     threads: Few | None = None
     """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
     worker_cpus: Cpus = 1.0

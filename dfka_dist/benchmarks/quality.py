@@ -46,7 +46,7 @@ REHEARSALS = 9
 
 NOTE = (
     "Every target but the regrouped one goes without regrouping: its branches leave the trunk at "
-    "its end. Seconds are those of training up to the fine-tune, filters for other depths left out;"
+    "its end. Seconds are those of training up to the fine-tune, targets of other depths left out;"
     " the memory of the rows joint and paper holds targets of other depths besides."
 )
 
@@ -177,7 +177,7 @@ def _line(
 
 
 def _trained(result: Mapping[str, Any]) -> float:
-    after = ("branches", "fine_tune")
+    after = ("filters", "branches", "fine_tune")
     return sum(float(p["seconds"]) for p in result["phases"] if p["name"] not in after)
 
 

@@ -25,7 +25,7 @@ from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.panel import Panel
-from dfka_dist.training.probe import PART, ProbeSet
+from dfka_dist.training.probe import MOMENTS, ProbeSet
 
 CHECKPOINTS = 20
 """Of the first run, half of them of its joint phase and half of its rehearsal."""
@@ -178,8 +178,9 @@ def _common_probe(config: RunConfig, archives: Sequence[Path]) -> ProbeSet:
     weights = read_all_weights(heard.teachers)
     teachers = LocalTeachers(load_teachers(heard.teachers, weights))
     probe = ProbeSet(Panel(heard, teachers, range(config.training.batch_size), "fp32"))
+    part = config.training.probe_images // MOMENTS
     for place in archives:
-        batch = next(Archive.open(str(place), "training.archive").batches(size=PART, seed=0))
+        batch = next(Archive.open(str(place), "training.archive").batches(size=part, seed=0))
         probe.add(batch.images, batch.homes)
     return probe
 

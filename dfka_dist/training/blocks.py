@@ -44,7 +44,7 @@ def train_filters(workshop: Workshop, dual: DualState, supply: Supply, steps: in
         depth: _learner(workshop, _new_block(workshop, dual, depth, frozen=depth), depth)
         for depth in depths
     }
-    for step, batch in enumerate(supply.batches("branches", steps)):
+    for step, batch in enumerate(supply.batches("filters", steps)):
         rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
         reports = [learner.learn(batch, None, rate) for learner in learners.values()]
         workshop.diary.tell(step + 1, *reports[-1:])

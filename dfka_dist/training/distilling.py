@@ -9,7 +9,7 @@ from dfka_dist.data import unlabelled
 from dfka_dist.models.target import TargetNet
 from dfka_dist.training.collectives import average_buffers, rank_and_size
 from dfka_dist.training.dual import Dual
-from dfka_dist.training.probe import MOMENTS, PART
+from dfka_dist.training.probe import MOMENTS
 from dfka_dist.training.regroup import DualState, under
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Archived, Given, Supply
@@ -64,12 +64,13 @@ def supplied(workshop: Workshop) -> Given | Archived:
     assert source is not None
     if source.startswith("archive:"):
         archived = _archived(workshop, Archive.open(source.removeprefix("archive:"), KEY))
-        workshop.probe.add_labelled(archived.probe(MOMENTS * PART))
+        workshop.probe.add_labelled(archived.probe(workshop.config.training.probe_images))
         return archived
     found = _given(workshop, source)
     for part in range(MOMENTS):
-        images = found.drawn("probe", part, range(PART))
-        workshop.probe.add(images, workshop.panel.homes_of(range(PART)))
+        for rows in workshop.probe_rows():
+            images = found.drawn("probe", part, rows)
+            workshop.probe.add(images, workshop.panel.homes_of(rows))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.training.blocks import dual_losses, train_filters
@@ -10,7 +11,7 @@ from dfka_dist.training.collectives import average_buffers, global_mean
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.outcome import TUNED, Finished, Learned, Network
 from dfka_dist.training.recipes import trained_design
-from dfka_dist.training.regroup import DualState
+from dfka_dist.training.regroup import DualState, State
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Supply
 from dfka_dist.training.workshop import Workshop
@@ -25,14 +26,17 @@ class Finishing:
 
     def run(self, learned: Learned) -> Finished:
         """Choose, regroup, fine-tune."""
+        supply, workshop = learned.supply, self._workshop
         found, best = self._select(learned)
-        designs = self._designs(learned, best)
-        wanted = designs[TUNED]
-        if wanted != found[-1].design:
-            found = [self._judged("regrouped", best.target(wanted, self._workshop.teachers))]
-        networks = self._fine_tune(learned.supply, best, designs)
-        candidates = [*found, networks.pop(TUNED)]
-        return Finished(candidates, list(networks.values()), self._losses)
+        targets = {
+            name: best.target(design, workshop.teachers)
+            for name, design in self._designs(supply, best).items()
+        }
+        self._branch_off(supply, targets)
+        if targets[TUNED].design != found[-1].design:
+            found = [self._judged("regrouped", targets[TUNED])]
+        networks = self._fine_tune(supply, targets)
+        return Finished([*found, networks.pop(TUNED)], list(networks.values()), self._losses)
 
     def _select(self, learned: Learned) -> tuple[list[Network], DualState]:
         """Every candidate on the probe set, as a target with the branches that were trained."""
@@ -44,18 +48,17 @@ class Finishing:
         best = max(found, key=agreement)
         return found, learned.duals[found.index(best)][1]
 
-    def _designs(self, learned: Learned, dual: DualState) -> dict[str, Architecture]:
+    def _designs(self, supply: Supply, dual: DualState) -> dict[str, Architecture]:
         """The targets to be fine-tuned, by name: the one that is wanted, one at each depth, and the
         one of least dual loss; those that are the same once."""
-        workshop, training = self._workshop, self._config.training
-        branching = workshop.branching
-        steps = training.branch_steps
-        if training.recipe != "paper" and not steps:
-            return {TUNED: branching.design()}
-        if training.recipe != "paper":
-            with workshop.diary.phase("branches", steps):
-                train_filters(workshop, dual, learned.supply, steps)
-        self._losses = dual_losses(workshop, dual, learned.supply)
+        workshop, branching = self._workshop, self._workshop.branching
+        steps = self._branch_steps
+        if self._config.training.recipe != "paper":
+            if not steps:
+                return {TUNED: branching.design()}
+            with workshop.diary.phase("filters", steps):
+                train_filters(workshop, dual, supply, steps)
+        self._losses = dual_losses(workshop, dual, supply)
         chosen = branching.asked or branching.choose(self._losses)
         every = {
             f"depth {depth}": branching.design(branching.everywhere(depth))
@@ -68,42 +71,67 @@ class Finishing:
                 designs[name] = design
         return designs
 
-    def _fine_tune(
-        self, supply: Supply, dual: DualState, designs: dict[str, Architecture]
-    ) -> dict[str, Network]:
+    @property
+    def _branch_steps(self) -> int:
+        """The recipe paper has trained every depth already."""
+        training = self._config.training
+        return 0 if training.recipe == "paper" else training.branch_steps
+
+    def _branch_off(self, supply: Supply, targets: dict[str, TargetNet]) -> None:
+        """Trunk and filters of every target whose branches leave elsewhere than where they were
+        trained learn on, each for itself; the teachers' own blocks stay as they are."""
+        steps, rate = self._branch_steps, self._config.training.rehearsal_rate
+        if not steps:
+            return
+        trained = trained_design(self._workshop)
+        learners = {}
+        for name, target in targets.items():
+            if target.design != trained:
+                target.to(self._workshop.device).tails.requires_grad_(False)
+                learners[name] = self._learner(target, target.trunk, rate)
+        for name, state in self._learn("branches", supply, learners, steps, rate).items():
+            design = targets[name].design
+            targets[name] = DualState.of_trunk(state, design).target(
+                design, self._workshop.teachers
+            )
+
+    def _fine_tune(self, supply: Supply, targets: dict[str, TargetNet]) -> dict[str, Network]:
         """Train whole targets, tails included, on the same images."""
-        workshop, training = self._workshop, self._config.training
-        targets = {n: dual.target(d, workshop.teachers) for n, d in designs.items()}
-        steps = {
-            name: training.fine_tune_steps
-            if name == TUNED
-            else min(training.branch_steps or training.fine_tune_steps, training.fine_tune_steps)
-            for name in targets
-        }
-        learners = {name: self._learner(target) for name, target in targets.items() if steps[name]}
-        with workshop.diary.phase("fine_tune", training.fine_tune_steps):
-            for step, batch in enumerate(supply.batches("fine_tune", training.fine_tune_steps)):
-                for name, learner in reversed(learners.items()):
-                    if step < steps[name]:
-                        rate = cosine(step, steps[name], training.fine_tune_rate, 0.0)
-                        report = learner.learn(batch, rate)
-                workshop.diary.tell(step + 1, report)
-        for name, learner in learners.items():
-            average_buffers(targets[name])
-            state = learner.engine.state()
-            learner.engine.destroy()
-            targets[name] = TargetNet(designs[name])
+        steps = self._config.training.fine_tune_steps
+        rate = self._config.training.fine_tune_rate
+        learners = {}
+        for name, target in targets.items() if steps else ():
+            target.to(self._workshop.device).tails.requires_grad_(True)
+            learners[name] = self._learner(target, target, rate)
+        for name, state in self._learn("fine_tune", supply, learners, steps, rate).items():
+            targets[name] = TargetNet(targets[name].design)
             targets[name].load_state_dict(state)
         return {name: self._judged(name, target) for name, target in targets.items()}
 
-    def _learner(self, target: TargetNet) -> Dual:
-        target.to(self._workshop.device).tails.requires_grad_(True)
+    def _learner(self, target: TargetNet, network: nn.Module, rate: float) -> Dual:
         return Dual(
-            engine=self._workshop.engine(target, self._config.training.fine_tune_rate),
+            engine=self._workshop.engine(network, rate),
             target=target,
             panel=self._workshop.panel,
             weights=self._config.losses,
         )
+
+    def _learn(
+        self, phase: str, supply: Supply, learners: dict[str, Dual], steps: int, rate: float
+    ) -> dict[str, State]:
+        """A phase in which all learn from the same images; what became of their networks, which
+        are not to be used any more."""
+        with self._workshop.diary.phase(phase, steps):
+            for step, batch in enumerate(supply.batches(phase, steps)):
+                own = cosine(step, steps, rate, 0.0)
+                reports = [learner.learn(batch, own) for learner in learners.values()]
+                self._workshop.diary.tell(step + 1, *reports[:1])
+        states = {}
+        for name, learner in learners.items():
+            average_buffers(learner.engine.network)
+            states[name] = learner.engine.state()
+            learner.engine.destroy()
+        return states
 
     def _judged(self, name: str, target: TargetNet) -> Network:
         target = target.to(self._workshop.device).eval()

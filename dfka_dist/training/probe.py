@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from dfka_dist.training.panel import Panel, answered
 
 MOMENTS = 4
 """Generators, at equally spaced moments of a run, that give equal parts."""
-PART = 256
 STRIDE = 256
+"""Images that are looked at together."""
+SMALL = 8
+"""Side of the pictures whose distances say how far images are apart."""
 
 
 class ProbeSet:
     """Images of several generators, mixed and shifted copies among them; a run's own are never
-    trained on."""
+    trained on. Only the images are kept, their copies are made anew for every look."""
 
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
@@ -43,50 +46,55 @@ class ProbeSet:
         }
         self._labelled = batch, said
 
-    def images(self) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) and homes (N,): all parts, those of one home mixed half and half, and all
-        moved a little."""
+    def looks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images with their homes, at most `STRIDE` together: every part as it is, those of one
+        home mixed half and half, and all moved a little."""
+        if self._labelled is not None:
+            batch, _ = self._labelled
+            yield from zip(
+                torch.split(batch.images, STRIDE), torch.split(batch.homes, STRIDE), strict=True
+            )
+            return
         plain, homes = (torch.cat(tensors) for tensors in zip(*self._parts, strict=True))
-        mixed = plain.clone()
-        for home in set(homes.tolist()):
-            own = (homes == home).nonzero()[:, 0]
-            mixed[own] = (plain[own] + plain[own.roll(len(own) // 2 + 1)]) / 2
+        rows = torch.split(torch.arange(len(plain)), STRIDE)
+        other = _others(homes)
         largest = max(1, plain.shape[-1] // 16)
-        moved = plain.roll((largest, -largest), dims=(2, 3))
-        return torch.cat([plain, mixed, moved]), homes.repeat(3)
+        yield from ((plain[own], homes[own]) for own in rows)
+        yield from (((plain[own] + plain[other[own]]) / 2, homes[own]) for own in rows)
+        yield from ((plain[own].roll((largest, -largest), dims=(2, 3)), homes[own]) for own in rows)
 
     def judge(self, target: TargetNet) -> dict[str, Any]:
         """`data_free` of a target in eval mode: agreement with the teachers, coverage of the
         labels."""
         if self._heard is None:
-            images, homes = self.images() if self._labelled is None else self._archived()
-            said = self._ask(images) if self._labelled is None else self._labelled[1]
-            theirs = merge(said, self._labels, target.labels).cpu()
-            self._heard = images, theirs, self._known(homes, target.labels)
-        images, theirs, known = self._heard
-        own = torch.cat([target.predict(part) for part in torch.split(images, STRIDE)]).cpu()
-        small = torch.nn.functional.adaptive_avg_pool2d(images, min(8, images.shape[-1])).flatten(1)
-        return agreement_and_coverage(theirs * known, own * known, small.cpu(), target.labels)
+            self._heard = self._teachers(target.labels)
+        theirs, known, small = self._heard
+        own = torch.cat([target.predict(images).cpu() for images, _ in self.looks()])
+        return agreement_and_coverage(theirs * known, own * known, small, target.labels)
 
-    def _archived(self) -> tuple[Tensor, Tensor]:
-        assert self._labelled is not None
-        return self._labelled[0].images, self._labelled[0].homes
+    def _teachers(self, labels: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all N images what the teachers say (N, C), of which labels that counts (N, C), and the
+        images made small and flat."""
+        theirs = merge(self._answers(), self._labels, labels).cpu()
+        homes = torch.cat([own.cpu() for _, own in self.looks()])
+        small = torch.cat([_small(images).cpu() for images, _ in self.looks()])
+        return theirs, self._known(homes, labels), small
+
+    def _answers(self) -> dict[str, Tensor]:
+        if self._labelled is not None:
+            return self._labelled[1]
+        said = [self._ask(images) for images, _ in self.looks()]
+        return {name: torch.cat([each[name] for each in said]) for name in self._panel.voices}
 
     def _ask(self, images: Tensor) -> dict[str, Tensor]:
-        """The teachers' probabilities, each (N, K); all are asked, whoever is at home, for a label
+        """The teachers' probabilities, each (n, K); all are asked, whoever is at home, for a label
         that two of them know is averaged as in the target."""
-        everyones = torch.full((STRIDE,), -1)
-        asked = [
-            self._panel.about_images(part, everyones[: len(part)], Wanted())
-            for part in torch.split(images, STRIDE)
-        ]
-        said: dict[str, list[Tensor]] = {name: [] for name in self._panel.voices}
-        for questions in asked:
-            for each in questions:
-                for name, answer in each.answer.result().items():
-                    own = probabilities(answered(answer), self._panel.voices[name].task)
-                    said[name].append(own)
-        return {name: torch.cat(rows) for name, rows in said.items()}
+        everyones = torch.full((len(images),), -1)
+        return {
+            name: probabilities(answered(answer), self._panel.voices[name].task)
+            for each in self._panel.about_images(images, everyones, Wanted())
+            for name, answer in each.answer.result().items()
+        }
 
     @property
     def _labels(self) -> dict[str, list[str]]:
@@ -99,3 +107,17 @@ class ProbeSet:
             own = set(voice.description.spec.labels)
             known[homes.cpu() == index] = torch.tensor([float(label in own) for label in labels])
         return known
+
+
+def _others(homes: Tensor) -> Tensor:
+    """Which image each image is mixed with, (N,): another of its home."""
+    other = torch.arange(len(homes))
+    for home in set(homes.tolist()):
+        own = (homes == home).nonzero()[:, 0].cpu()
+        other[own] = own.roll(len(own) // 2 + 1)
+    return other
+
+
+def _small(images: Tensor) -> Tensor:
+    side = min(SMALL, images.shape[-1])
+    return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1)

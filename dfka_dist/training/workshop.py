@@ -22,7 +22,7 @@ from dfka_dist.training.draws import Drawn, Draws
 from dfka_dist.training.engines import Engine, fitting
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
-from dfka_dist.training.probe import MOMENTS, PART, ProbeSet
+from dfka_dist.training.probe import MOMENTS, ProbeSet
 from dfka_dist.training.rehearsal import Rehearsal
 from dfka_dist.training.streams import Streams
 from dfka_dist.training.synthesis import Synthesis
@@ -169,9 +169,16 @@ class Workshop:
         """Let the probe set have its part of a generator, at some moments of a phase."""
         if step in moments(steps, MOMENTS):
             assert isinstance(generator.network, GroupStackGenerator)
-            rows = range(PART)
-            images = self.draws.synthesize(generator.network, "probe", step, rows).images
-            self.probe.add(images, self.panel.homes_of(rows))
+            for rows in self.probe_rows():
+                images = self.draws.synthesize(generator.network, "probe", step, rows).images
+                self.probe.add(images, self.panel.homes_of(rows))
+
+    def probe_rows(self) -> list[range]:
+        """One generator's part of the probe set, no more at once than a batch; the same on every
+        worker."""
+        training = self.config.training
+        part = range(training.probe_images // MOMENTS)
+        return [part[i : i + training.batch_size] for i in part[:: training.batch_size]]
 
     @contextmanager
     def seeded(self, salt: int) -> Iterator[None]:

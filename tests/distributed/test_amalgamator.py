@@ -40,6 +40,7 @@ def tiny(
             "rehearsal_steps": REHEARSAL_STEPS,
             "fine_tune_steps": FINE_TUNE_STEPS,
             "batch_size": 8,
+            "probe_images": 64,
         }
         return make_config(
             teachers or [specs["first"], specs["second"]],

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 SHORT: dict[str, Any] = {
     "steps": 6,
     "rehearsal_steps": 2,
+    "probe_images": 64,
     "fine_tune_steps": 2,
     "batch_size": 8,
     "memory_megabytes": 1,

@@ -47,6 +47,7 @@ def tiny(two: list[TeacherSpec], make_config: Callable[..., RunConfig]) -> Tiny:
         "rehearsal_steps": 2,
         "fine_tune_steps": 2,
         "batch_size": 8,
+        "probe_images": 64,
         "memory_megabytes": 1,
     }
 

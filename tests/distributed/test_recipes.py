@@ -26,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("process_group")
 LABELS = ["d", "a", "b", "c", "e"]
 DEPTHS = (1, 2, 3)
 PHASES = {
-    "joint": ["joint", "rehearsal", "branches", "fine_tune"],
+    "joint": ["joint", "rehearsal", "filters", "branches", "fine_tune"],
     "paper": ["synthesis", "dual", "fine_tune"],
     "noise": ["distill", "fine_tune"],
-    "folder": ["distill", "branches", "fine_tune"],
+    "folder": ["distill", "filters", "branches", "fine_tune"],
 }
 """Recipes as they are run here, with their phases."""
 BRANCHES: dict[str, Any] = {"joint": "best", "paper": "best", "noise": {"two": 2}, "folder": "last"}
@@ -86,6 +86,7 @@ def run(
         "fine_tune_steps": 3,
         "batch_size": 8,
         "report_every": 2,
+        "probe_images": 64,
     }
 
     def run(name: str, target: Any = None, losses: Any = None, **training: Any) -> Ran:

@@ -36,7 +36,7 @@ def tiny(
     write_idx(data / "t10k-images-idx3-ubyte", torch.randint(256, (40, 16, 16), generator=random))
     write_idx(data / "t10k-labels-idx1-ubyte", torch.arange(40) % len(LABELS))
     specs = [make_teacher("low", LABELS[:2]), make_teacher("high", LABELS[2:])]
-    steps = {"steps": 8, "rehearsal_steps": 4, "fine_tune_steps": 4}
+    steps = {"steps": 8, "rehearsal_steps": 4, "fine_tune_steps": 4, "probe_images": 64}
     return {
         "run": {"name": "tiny", "seed": 0},
         "teachers": [spec.model_dump() for spec in specs],
