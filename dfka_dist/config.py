@@ -234,8 +234,8 @@ class TrainingSpec(Node):
     """Of the dual generator beside the generator, block by block, or from given images; of filters
     at other depths."""
     rehearsal_rate: Rate = 5e-3
-    """Of the dual generator in the rehearsal, and of targets at other depths, at their begin; it falls
-    to 0."""
+    """Of the dual generator in the rehearsal, and of targets at other depths, when they begin; it
+    falls to 0."""
     fine_tune_steps: MaybeNone = 200
     fine_tune_rate: Rate = 2e-4
     branch_steps: MaybeNone = 0
@@ -265,6 +265,11 @@ class ServingSpec(Node):
     """Calls that one client may have outstanding with one replica."""
     cpus: Cpus = 0.5
     gpus: Annotated[float, Field(ge=0)] = 0.0
+    shards: Few | None = None
+    """Servers of one replica, each with some of the teacher's blocks; without it as few as the
+    memory of their part of a GPU allows, one where that is not known."""
+    gpu_gigabytes: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one GPU, in GiB; without it what the nodes tell."""
     threads: Few = 1
     cache_megabytes: Count = 1024
     """Bound on the graphs that a server keeps between forward and pullback."""

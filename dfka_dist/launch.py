@@ -28,7 +28,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, InputError, RunFailed
 from dfka_dist.loading import dump, parse
-from dfka_dist.teachers.placement import NodeResources, PlacementPlan
+from dfka_dist.teachers.nodes import NodeResources
+from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
@@ -158,18 +159,21 @@ def nodes() -> list[NodeResources]:
 
 
 def this_machine(config: RunConfig) -> list[NodeResources]:
-    """The one node of a private cluster: CPUs as many as are asked for, GPUs as many as there
+    """The one node of a private cluster: CPUs as many as could be asked for, GPUs as many as there
     are."""
     serving, training = config.serving, config.training
-    asked = (
-        serving.cpus * serving.replicas * len(config.teachers)
-        + training.worker_cpus * training.workers
-    )
+    servers = serving.replicas * sum(len(teacher.blocks) + 1 for teacher in config.teachers)
+    asked = serving.cpus * servers + training.worker_cpus * training.workers
+    memory = [
+        torch.cuda.get_device_properties(index).total_memory / 2**30
+        for index in range(torch.cuda.device_count())
+    ]
     return [
         NodeResources(
             name="this machine",
             cpus=max(os.cpu_count() or 1, asked),
-            gpus=torch.cuda.device_count(),
+            gpus=len(memory),
+            gpu_gigabytes=min(memory, default=None),
         )
     ]
 

@@ -28,7 +28,9 @@ from dfka_dist.models.target import Architecture, DualGenerator, TargetNet
 from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
 from dfka_dist.scoring import Data, Scorer, load_data
-from dfka_dist.teachers.placement import PlacementPlan, plan, read_nodes
+from dfka_dist.teachers.interface import TeacherDescription
+from dfka_dist.teachers.nodes import NodeResources, read_nodes
+from dfka_dist.teachers.placement import PlacementPlan, plan
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--nodes",
         type=Path,
         metavar="FILE",
-        help="plan a --dry-run for these nodes: a YAML list of {name, cpus, gpus}",
+        help="plan a --dry-run for these nodes: a YAML list of {name, cpus, gpus, gpu_gigabytes}",
     )
     arguments = parser.parse_args(argv)
     if arguments.nodes and not arguments.dry_run:
@@ -58,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = _prepared(given, config)
     if arguments.dry_run:
-        _show(given, _dry_plan(arguments, ready.served))
+        _show(given, _dry_plan(arguments, ready))
         return _warn(given, ready)
-    planned = None if config.run.address else plan(ready.served, launch.this_machine(ready.served))
+    planned = None if config.run.address else ready.plan(launch.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
     with launch.cluster(config.run.address, planned) as nodes:
-        placement = planned or plan(ready.served, nodes)
+        placement = planned or ready.plan(nodes)
         commandline.emptied(folder, results.LEFT)
         _warn(given, ready)
         _run(given, ready, folder, placement, began)
@@ -76,6 +78,7 @@ class Prepared:
     config: RunConfig
     """Without the teachers that know nothing of what is wanted."""
     weights: dict[str, Weights]
+    teachers: dict[str, TeacherDescription]
     data: Data
     start: dict[str, Tensor] | None
     design: Architecture
@@ -85,6 +88,10 @@ class Prepared:
         """The run as far as teachers are served."""
         nobody: dict[str, Any] = {"teachers": []} if self.config.is_teacherless else {}
         return self.config.model_copy(update=nobody)
+
+    def plan(self, nodes: Sequence[NodeResources]) -> PlacementPlan:
+        """Where everything would go on these nodes."""
+        return plan(self.served, nodes, self.teachers)
 
 
 def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
@@ -108,7 +115,7 @@ def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
         refuse_existing(training.archive, "training.archive")
         refuse_unwritable(training.archive, "training.archive")
     start = None if config.target.start is None else _start(config.target.start, design)
-    return Prepared(config, weights, load_data(config), start, design)
+    return Prepared(config, weights, teachers, load_data(config), start, design)
 
 
 def _start(place: str, design: Architecture) -> dict[str, Tensor]:
@@ -195,13 +202,13 @@ def _warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
         )
 
 
-def _dry_plan(arguments: argparse.Namespace, config: RunConfig) -> PlacementPlan:
+def _dry_plan(arguments: argparse.Namespace, ready: Prepared) -> PlacementPlan:
     if arguments.nodes:
-        return plan(config, read_nodes(arguments.nodes))
-    if config.run.address:
-        with launch.cluster(config.run.address, None) as nodes:
-            return plan(config, nodes)
-    return plan(config, launch.this_machine(config))
+        return ready.plan(read_nodes(arguments.nodes))
+    if ready.config.run.address:
+        with launch.cluster(ready.config.run.address, None) as nodes:
+            return ready.plan(nodes)
+    return ready.plan(launch.this_machine(ready.served))
 
 
 def _show(config: RunConfig, placement: PlacementPlan) -> None:

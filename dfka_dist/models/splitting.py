@@ -36,17 +36,24 @@ class BlockChain(nn.Module):
         """B, the number of blocks."""
         return len(self.stages) - 1
 
-    def walk(self, inputs: Tensor, start: int = 0) -> Iterator[Tensor]:
-        """From what lies at depth `start`: what lies at depths start+1..B, and the logits."""
+    def walk(self, inputs: Tensor, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """From what lies at depth `start`: what lies at depths start+1..B, and the logits; or no
+        further than to depth `stop`."""
         value = inputs
-        for stage in list(self.stages)[start:]:
+        for stage in list(self.stages)[start:stop]:
             value = stage(value)
             yield value
 
-    def forward(self, inputs: Tensor, start: int = 0) -> Tensor:
-        """Logits (N, K) for what lies at depth `start`."""
-        *_, logits = self.walk(inputs, start)
-        return logits
+    def forward(self, inputs: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Logits (N, K) for what lies at depth `start`, or what lies at depth `stop`."""
+        *_, last = self.walk(inputs, start, stop)
+        return last
+
+    def keep(self, stages: range) -> None:
+        """Let go of all other stages; what is left answers under the same numbers."""
+        for index in range(len(self.stages)):
+            if index not in stages:
+                self.stages[index] = nn.Identity()
 
     def tail(self, depth: int) -> nn.Sequential:
         """The blocks behind `depth` and the head, as one network."""

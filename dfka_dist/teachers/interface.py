@@ -44,6 +44,10 @@ class TeacherDescription:
     parameters: int
     tail_parameters: tuple[int, ...]
     """Behind depths 0..B, the head's among them."""
+    stage_bytes: tuple[int, ...]
+    """Parameters and buffers of blocks 1..B and of the head."""
+    graph_bytes: tuple[int, ...]
+    """What each of them keeps of one image between forward and pullback, in fp32."""
     sha256: str
 
     @property
@@ -95,6 +99,8 @@ class TeacherOutput:
     embedding: Tensor | None = None
     """(N, E)"""
     sums: BatchNormSums | None = None
+    feature: Tensor | None = None
+    """(N, C, H, W) from a shard that others stand behind, which has no logits then."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dfka_dist.teachers.interface import (
     TeacherOutput,
     Wanted,
 )
-from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.teachers.teacher import Teacher, weighing
 
 Answer = TypeVar("Answer")
 
@@ -88,7 +88,8 @@ class RememberingTeacher:
             if c is not None and o is not None and o.requires_grad
         ]
         leaves = [graph.inputs] if graph.gate is None else [graph.inputs, graph.gate]
-        gradients = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs])
+        outputs, given = [o for o, _ in pairs], [c.to(o.dtype) for o, c in pairs]
+        gradients = torch.autograd.grad(outputs, leaves, given)
         return InputGradient(gradients[0], gradients[1] if graph.gate is not None else None)
 
     @property
@@ -109,17 +110,7 @@ class RememberingTeacher:
     ) -> _Graph:
         inputs = inputs.detach().requires_grad_()
         gate = None if gate is None else gate.detach().requires_grad_()
-        held: dict[int, int] = {}
-
-        def weigh(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with (
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor),
-        ):
+        with weighing() as held:
             output = self.teacher.forward(
                 inputs, depth=depth, gate=gate, wanted=wanted, precision=precision
             )
@@ -207,9 +198,8 @@ class LocalTeachers:
 
 def _parts(output: TeacherOutput) -> tuple[Tensor | None, ...]:
     sums = output.sums
-    if sums is None:
-        return output.logits, output.embedding, None, None
-    return output.logits, output.embedding, sums.first, sums.second
+    own = (None, None) if sums is None else (sums.first, sums.second)
+    return output.logits, output.embedding, output.feature, *own
 
 
 def _detached(output: TeacherOutput) -> TeacherOutput:
@@ -220,4 +210,5 @@ def _detached(output: TeacherOutput) -> TeacherOutput:
         None
         if sums is None
         else BatchNormSums(sums.count, sums.first.detach(), sums.second.detach()),
+        None if output.feature is None else output.feature.detach(),
     )

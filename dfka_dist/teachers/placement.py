@@ -1,38 +1,31 @@
-"""Where the servers go: a pure function of the configuration and the nodes."""
+"""Where the servers go: a pure function of the configuration, the teachers and the nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
-
-from dfka_dist.config import Node, RunConfig
+from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
+from dfka_dist.teachers.cutting import cut_teachers
+from dfka_dist.teachers.interface import TeacherDescription
+from dfka_dist.teachers.nodes import NodeResources, Resources
 
-_NODES = "a YAML list of {name, cpus, gpus}"
-Resources = dict[str, float]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class NodeResources(Node):
-    """What one machine of the cluster has."""
-
-    name: str
-    """For people; several nodes may share it."""
-    cpus: Amount
-    gpus: Amount = 0.0
+COMING = "a node to come"
+Free = list[tuple[str, Resources]]
+"""What each node has left."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """One server's place: a replica of a teacher in a bundle of the placement group."""
+    """One server's place: a shard of a replica of a teacher in a bundle of the placement group."""
 
     teacher: str
     replica: int
+    shard: int
+    stages: range
+    """Blocks that it holds, counted from 0; the head is the last of the teacher's stages."""
     bundle: int
     node: str
     """Where first fit puts it; Ray may choose another node of the same kind."""
@@ -43,10 +36,12 @@ class PlacementPlan:
     """What is asked of Ray, and how it could be met."""
 
     bundles: tuple[Resources, ...]
-    """One for each server."""
+    """One for each server, or for all shards of a replica where one node can hold them."""
     strategy: str
     """Ray's: PACK or SPREAD."""
     seats: tuple[Seat, ...]
+    server: Resources
+    """What each server takes of its bundle."""
     workers: tuple[Resources, ...]
     """One for each worker of the trainer."""
 
@@ -57,9 +52,11 @@ class PlacementPlan:
 
     def lines(self) -> list[str]:
         """The plan for a person to read."""
+        cut = {seat.teacher for seat in self.seats if seat.shard}
         servers = [
-            f"  server of {seat.teacher}, replica {seat.replica}: "
-            f"{_shown(self.bundles[seat.bundle])} on {seat.node}"
+            f"  server of {seat.teacher}, replica {seat.replica}"
+            f"{f', {_held(seat)}' if seat.teacher in cut else ''}: "
+            f"{_shown(self.server)} on {seat.node}"
             for seat in self.seats
         ]
         trainers = [
@@ -68,32 +65,36 @@ class PlacementPlan:
         return [f"placement ({self.strategy}):", *servers, *trainers]
 
 
-def plan(config: RunConfig, nodes: Sequence[NodeResources]) -> PlacementPlan:
-    """Give every replica of every teacher a bundle; check that servers and workers fit.
+def plan(
+    config: RunConfig,
+    nodes: Sequence[NodeResources],
+    descriptions: Mapping[str, TeacherDescription] | None = None,
+) -> PlacementPlan:
+    """Give every shard of every replica of every teacher a seat; check that servers and workers
+    fit.
+
+    Args:
+        descriptions: of the loaded teachers; without them no memory is checked.
 
     Raises:
         InputError: there is not enough of something, and the cluster does not grow.
     """
     serving, training = config.serving, config.training
-    wanted = [
-        (teacher.name, replica)
-        for teacher in config.teachers
-        for replica in range(serving.replicas)
-    ]
-    bundle = _resources(serving.cpus, serving.gpus)
+    cuts = cut_teachers(config, nodes, descriptions)
+    server = _resources(serving.cpus, serving.gpus)
     worker = _resources(training.worker_cpus, training.worker_gpus)
     free = [(node.name, _resources(node.cpus, node.gpus)) for node in nodes]
-    _check_totals(config, bundle, worker, len(wanted), free)
-    seats = []
-    for index, (teacher, replica) in enumerate(wanted):
-        node = _fit(bundle, free, spread=serving.strategy == "spread")
-        if node is None and not serving.wait_for_nodes:
-            raise InputError(
-                "serving",
-                f"no node has {_shown(bundle)} left for {teacher}",
-                "smaller or fewer servers",
-            )
-        seats.append(Seat(teacher, replica, index, node or "a node to come"))
+    servers = serving.replicas * sum(map(len, cuts.values()))
+    _check_totals(config, server, worker, servers, free)
+    bundles: list[Resources] = []
+    seats: list[Seat] = []
+    for teacher, shards in cuts.items():
+        for replica in range(serving.replicas):
+            for own, held, node in _placed(config, teacher, shards, server, free):
+                for shard in held:
+                    stages = shards[shard]
+                    seats.append(Seat(teacher, replica, shard, stages, len(bundles), node))
+                bundles.append(own)
     for rank in range(training.workers):
         if _fit(worker, free, spread=False) is None and not serving.wait_for_nodes:
             raise InputError(
@@ -102,38 +103,39 @@ def plan(config: RunConfig, nodes: Sequence[NodeResources]) -> PlacementPlan:
                 "fewer workers",
             )
     return PlacementPlan(
-        bundles=tuple(bundle for _ in wanted),
+        bundles=tuple(bundles),
         strategy=serving.strategy.upper(),
         seats=tuple(seats),
+        server=server,
         workers=tuple(worker for _ in range(training.workers)),
     )
 
 
-def read_nodes(path: Path) -> list[NodeResources]:
-    """The nodes of a cluster, from a YAML list of {name, cpus, gpus}.
-
-    Raises:
-        InputError: the file is wrong.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(list[NodeResources]).validate_python(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError("--nodes", f"{path}: {reason}", _NODES) from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        reason = f"{path}: {where}: {problem['msg']}" if where else f"{path} is no list"
-        raise InputError("--nodes", reason, _NODES) from error
+def _placed(
+    config: RunConfig, teacher: str, shards: Sequence[range], server: Resources, free: Free
+) -> list[tuple[Resources, range, str]]:
+    """The bundles of one replica, each with the shards that are in it and a node: one bundle where
+    a node has room for all, for a bundle never spans two; else one for each shard."""
+    spread = config.serving.strategy == "spread"
+    together = _times(server, len(shards))
+    node = _fit(together, free, spread=spread)
+    if node is not None:
+        return [(together, range(len(shards)), node)]
+    found = []
+    for shard in range(len(shards)):
+        node = _fit(server, free, spread=spread and not shard)
+        if node is None and not config.serving.wait_for_nodes:
+            raise InputError(
+                "serving",
+                f"no node has {_shown(server)} left for {teacher}",
+                "smaller or fewer servers",
+            )
+        found.append((server, range(shard, shard + 1), node or COMING))
+    return found
 
 
 def _check_totals(
-    config: RunConfig,
-    bundle: Resources,
-    worker: Resources,
-    servers: int,
-    free: Sequence[tuple[str, Resources]],
+    config: RunConfig, server: Resources, worker: Resources, servers: int, free: Free
 ) -> None:
     if config.serving.wait_for_nodes:
         return
@@ -141,22 +143,19 @@ def _check_totals(
         ("GPU", ("serving.gpus", "training.worker_gpus")),
         ("CPU", ("serving.cpus", "training.worker_cpus")),
     ):
-        asked = bundle.get(kind, 0) * servers + worker.get(kind, 0) * config.training.workers
+        serving = server.get(kind, 0) * servers
+        training = worker.get(kind, 0) * config.training.workers
         there = sum(resources.get(kind, 0) for _, resources in free)
-        if asked > there:
-            key = (
-                keys[0]
-                if bundle.get(kind, 0) * servers >= worker.get(kind, 0) * config.training.workers
-                else keys[1]
-            )
+        if serving + training > there + 1e-9:
             raise InputError(
-                key,
-                f"servers and workers ask for {asked:g} {kind}s where there are {there:g}",
+                keys[0] if serving >= training else keys[1],
+                f"servers and workers ask for {serving + training:g} {kind}s where there are "
+                f"{there:g}",
                 "ask for less, add nodes, or set serving.wait_for_nodes where the cluster grows",
             )
 
 
-def _fit(wanted: Resources, free: Sequence[tuple[str, Resources]], *, spread: bool) -> str | None:
+def _fit(wanted: Resources, free: Free, *, spread: bool) -> str | None:
     """Take the resources from the first node that has them; the emptiest first when spreading."""
     for name, left in sorted(free, key=lambda node: -node[1]["CPU"]) if spread else free:
         if all(left.get(kind, 0) >= amount - 1e-9 for kind, amount in wanted.items()):
@@ -166,9 +165,24 @@ def _fit(wanted: Resources, free: Sequence[tuple[str, Resources]], *, spread: bo
     return None
 
 
+def _times(server: Resources, count: int) -> Resources:
+    """Of several servers in one bundle; Ray gives GPUs beyond the first only whole."""
+    gpus = server.get("GPU", 0) * count
+    return _resources(server["CPU"] * count, math.ceil(gpus - 1e-9) if gpus > 1 else gpus)
+
+
 def _resources(cpus: float, gpus: float) -> Resources:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _shown(resources: Resources) -> str:
     return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+
+
+def _held(seat: Seat) -> str:
+    first, last = seat.stages.start + 1, seat.stages.stop
+    return (
+        f"shard {seat.shard} (part {first})"
+        if first == last
+        else (f"shard {seat.shard} (parts {first} to {last})")
+    )

@@ -19,8 +19,9 @@ from dfka_dist.errors import RunFailed
 from dfka_dist.models.sources import Weights
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.placement import PlacementPlan
-from dfka_dist.teachers.served import Handle, ServedTeachers
+from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.server import TeacherServer, WeightStore
+from dfka_dist.teachers.shards import Handle, Shards
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,23 @@ class TeacherPool:
 
     @property
     def servers(self) -> Mapping[str, Sequence[Handle]]:
-        """Per teacher the actor handles of its replicas."""
+        """Per teacher the actor handles of its replicas, shard after shard."""
         return self._servers
+
+    @property
+    def replicas(self) -> Mapping[str, Sequence[Shards]]:
+        """The same, each replica for itself."""
+        seats, found = iter(self._plan.seats), {}
+        for teacher, handles in self._servers.items():
+            own: list[list[tuple[Handle, int]]] = []
+            for handle, seat in zip(handles, seats, strict=False):
+                if not seat.shard:
+                    own.append([])
+                own[-1].append((handle, seat.stages.start))
+            found[teacher] = [
+                Shards(tuple(h for h, _ in each), tuple(b for _, b in each)) for each in own
+            ]
+        return found
 
     def close(self) -> None:
         """Stop the servers and give the resources back."""
@@ -140,11 +156,10 @@ class TeacherPool:
         )
         specs = {spec.name: spec for spec in self._specs}
         for seat in self._plan.seats:
-            resources = self._plan.bundles[seat.bundle]
             handle = server.options(
-                name=f"{self._name}-{seat.teacher}-{seat.replica}",
-                num_cpus=resources["CPU"],
-                num_gpus=resources.get("GPU", 0),
+                name=f"{self._name}-{seat.teacher}-{seat.replica}-{seat.shard}",
+                num_cpus=self._plan.server["CPU"],
+                num_gpus=self._plan.server.get("GPU", 0),
                 max_restarts=self._serving.restarts,
                 max_task_retries=self._serving.restarts,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, seat.bundle),
@@ -153,6 +168,7 @@ class TeacherPool:
                 store=f"{self._name}-weights",
                 threads=self._serving.threads,
                 cache_bytes=self._serving.cache_megabytes * 2**20,
+                stages=seat.stages,
             )
             self._servers[seat.teacher].append(handle)
 
@@ -175,7 +191,7 @@ class TeacherPool:
             raise RunFailed(f"a teacher's server did not start: {reason}") from error
         return ServedTeachers(
             descriptions,
-            self._servers,
+            self.replicas,
             in_flight=self._serving.in_flight,
             wire_precision=self._wire,
             timeout=self._serving.timeout,

@@ -5,12 +5,16 @@ Every call goes to the replica with the least to do, and is asked again elsewher
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+import torch
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from torch import Tensor
 
 from dfka_dist.config import Precision
@@ -18,17 +22,16 @@ from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import InputGradient, Question, TeacherDescription, TeacherOutput
 from dfka_dist.teachers.server import Call
+from dfka_dist.teachers.shards import Passed, Reference, Shards
 
 Answer = TypeVar("Answer")
-Handle = Any
-"""A Ray actor handle of `TeacherServer`; Ray has no type for it."""
 
 
 class ServedTeachers:
     """One client's view of a `TeacherPool`; can be sent to another process, where it starts afresh.
 
     Args:
-        replicas: per teacher the handles of its servers.
+        replicas: per teacher the servers of each replica.
         in_flight: calls that this client may have outstanding with one replica.
         timeout: seconds after which an answer counts as lost.
     """
@@ -36,7 +39,7 @@ class ServedTeachers:
     def __init__(
         self,
         descriptions: Mapping[str, TeacherDescription],
-        replicas: Mapping[str, list[Handle]],
+        replicas: Mapping[str, Sequence[Shards]],
         *,
         in_flight: int,
         wire_precision: Precision = "fp32",
@@ -44,7 +47,7 @@ class ServedTeachers:
     ) -> None:
         self._descriptions = dict(descriptions)
         self._replicas = {
-            name: [_Replica(handle, in_flight) for handle in own] for name, own in replicas.items()
+            name: [_Replica(shards, in_flight) for shards in own] for name, own in replicas.items()
         }
         self._in_flight, self._wire, self._timeout = in_flight, wire_precision, timeout
         self._sent: dict[str, _Sent] = {}
@@ -52,7 +55,7 @@ class ServedTeachers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         replicas = {
-            name: [replica.handle for replica in own] for name, own in self._replicas.items()
+            name: [replica.shards for replica in own] for name, own in self._replicas.items()
         }
         settings = {
             "in_flight": self._in_flight,
@@ -80,12 +83,12 @@ class ServedTeachers:
         if question.wanted.gradient:
             self._sent[question.key] = sent
         calls = {name: self._call(question, name) for name in question.teachers}
-        return self._ask(
-            sent,
-            lambda name, server: server.forward.remote(calls[name], [sent.inputs]),
-            calls,
-            question,
-        )
+
+        def ask(name: str, shards: Shards) -> list[Reference]:
+            sent.passed[name] = shards.forward(calls[name], sent.inputs)
+            return sent.passed[name].answers
+
+        return self._ask(sent, ask, calls, lambda said: _output(said, question.inputs.device))
 
     def pullback(
         self, question: Question, cotangents: Mapping[str, TeacherOutput]
@@ -95,25 +98,25 @@ class ServedTeachers:
         calls = {name: self._call(question, name) for name in cotangents}
         arrays = {name: wire.encode_output(own, self._wire) for name, own in cotangents.items()}
 
-        def ask(name: str, server: Handle) -> Any:
-            return server.pullback.remote(calls[name], [sent.inputs], arrays[name])
+        def ask(name: str, shards: Shards) -> list[Reference]:
+            before = sent.replicas[name].shards
+            if shards is not before and len(before.handles) > 1:
+                # What flowed between the shards of a replica may be lost with it.
+                sent.passed[name] = shards.forward(calls[name], sent.inputs)
+            return [shards.pullback(calls[name], sent.passed[name], arrays[name])]
 
-        return self._ask(sent, ask, calls, question)
+        return self._ask(sent, ask, calls, lambda said: _gradient(said, question.inputs.device))
 
     def drop(self, question: Question) -> None:
         """See `Teachers.drop`."""
         sent = self._sent.pop(question.key, None)
         for replica in sent.replicas.values() if sent else []:
-            replica.handle.drop.remote(question.key)
+            replica.shards.drop(question.key)
 
     def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
         """See `Teachers.tail`."""
-        sent = _Sent(None)
-        asked: _Asked[Any] = self._ask(
-            sent, lambda _, server: server.tail.remote(depth), {teacher: None}, None
-        )
-        state: dict[str, Tensor] = asked.result()[teacher]
-        return state
+        asked = self._ask(_Sent(None), lambda _, shards: shards.tail(depth), [teacher], _state)
+        return asked.result()[teacher]
 
     def _call(self, question: Question, name: str) -> Call:
         gate = question.gates.get(name)
@@ -125,12 +128,11 @@ class ServedTeachers:
     def _ask(
         self,
         sent: _Sent,
-        ask: Callable[[str, Handle], Any],
-        names: Mapping[str, Any],
-        question: Question | None,
-    ) -> _Asked[Any]:
-        device = question.inputs.device if question is not None else None
-        asked: _Asked[Any] = _Asked(self, sent, ask, device)
+        ask: Callable[[str, Shards], list[Reference]],
+        names: Iterable[str],
+        opened: Callable[[list[Any]], Answer],
+    ) -> _Asked[Answer]:
+        asked = _Asked(self, sent, ask, opened)
         for name in names:
             asked.send(name)
         return asked
@@ -145,12 +147,12 @@ class ServedTeachers:
 
 
 class _Replica:
-    """One server as this client sees it."""
+    """One replica as this client sees it."""
 
-    def __init__(self, handle: Handle, in_flight: int) -> None:
-        self.handle = handle
+    def __init__(self, shards: Shards, in_flight: int) -> None:
+        self.shards = shards
         self.alive = True
-        self.outstanding: list[Any] = []
+        self.outstanding: list[Reference] = []
         self._in_flight = in_flight
 
     def admit(self, timeout: float) -> None:
@@ -173,16 +175,21 @@ class _Sent:
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
         self.replicas: dict[str, _Replica] = {}
+        self.passed: dict[str, Passed] = {}
 
 
 class _Asked(Generic[Answer]):
     """Calls that are out, one for each teacher."""
 
     def __init__(
-        self, client: ServedTeachers, sent: _Sent, ask: Callable[[str, Handle], Any], device: Any
+        self,
+        client: ServedTeachers,
+        sent: _Sent,
+        ask: Callable[[str, Shards], list[Reference]],
+        opened: Callable[[list[Any]], Answer],
     ) -> None:
-        self._client, self._sent, self._ask, self._device = client, sent, ask, device
-        self._references: dict[str, Any] = {}
+        self._client, self._sent, self._ask, self._opened = client, sent, ask, opened
+        self._references: dict[str, list[Reference]] = {}
 
     def send(self, name: str) -> None:
         replica = self._client._pick(name, self._sent)
@@ -193,10 +200,10 @@ class _Asked(Generic[Answer]):
             raise self._late(name) from None
         finally:
             self._client.waited += time.monotonic() - began
-        reference = self._ask(name, replica.handle)
-        replica.outstanding.append(reference)
+        references = self._ask(name, replica.shards)
+        replica.outstanding.append(references[-1])
         self._sent.replicas[name] = replica
-        self._references[name] = reference
+        self._references[name] = references
 
     def result(self) -> dict[str, Answer]:
         """Per teacher, in the order asked.
@@ -213,36 +220,49 @@ class _Asked(Generic[Answer]):
 
     def _receive(self, name: str) -> Answer:
         while True:
-            reference, replica = self._references[name], self._sent.replicas[name]
+            references, replica = self._references[name], self._sent.replicas[name]
             try:
-                arrays = ray.get(reference, timeout=self._client._timeout)
-            except RayActorError:
+                said = ray.get(references, timeout=self._client._timeout)
+            except GetTimeoutError:
+                raise self._late(name) from None
+            except (RayActorError, ObjectLostError, RayTaskError) as error:
+                if not _is_gone(error):
+                    raise RunFailed(f"teacher {name} failed: {error.cause}") from error
                 replica.alive = False
                 self.send(name)
                 continue
-            except GetTimeoutError:
-                raise self._late(name) from None
-            except RayTaskError as error:
-                raise RunFailed(f"teacher {name} failed: {error.cause}") from error
-            replica.outstanding = [r for r in replica.outstanding if r != reference]
-            answer: Answer = self._decoded(arrays)
-            return answer
+            replica.outstanding = [r for r in replica.outstanding if r != references[-1]]
+            return self._opened(said)
 
     def _late(self, name: str) -> TeacherUnavailable:
         waited = self._client._timeout
         return TeacherUnavailable(f"teacher {name} did not answer within {waited:g} s")
 
-    def _decoded(self, arrays: Any) -> Any:
-        if isinstance(arrays, dict):
-            return {name: wire.decode(array) for name, array in arrays.items()}
-        return (wire.decode_output if len(arrays) == 5 else wire.decode_gradient)(
-            arrays, self._device
-        )
+
+def _is_gone(error: Exception) -> bool:
+    """Whether a server died, or what it left for another; not what a teacher's own code raised."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return isinstance(cause, RayActorError | ObjectLostError)
+
+
+def _output(said: list[Any], device: torch.device) -> TeacherOutput:
+    """Of one shard after another; each has the sums of its own layers, and zeros for the rest."""
+    parts = [wire.decode_output(arrays, device) for arrays in said]
+    sums = [part.sums for part in parts if part.sums is not None]
+    return replace(parts[-1], sums=functools.reduce(operator.add, sums) if sums else None)
+
+
+def _gradient(said: list[Any], device: torch.device) -> InputGradient:
+    return wire.decode_gradient(said[0], device)
+
+
+def _state(said: list[dict[str, wire.Array]]) -> dict[str, Tensor]:
+    return {name: wire.decode(array) for own in said for name, array in own.items()}
 
 
 def _restore(
     descriptions: Mapping[str, TeacherDescription],
-    replicas: Mapping[str, list[Handle]],
+    replicas: Mapping[str, Sequence[Shards]],
     settings: dict[str, Any],
 ) -> ServedTeachers:
     return ServedTeachers(descriptions, replicas, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -46,9 +46,10 @@ class WeightStore:
 
 
 class TeacherServer:
-    """Serves one replica of one teacher.
+    """Serves one replica of one teacher, or one shard of it.
 
     Args:
+        stages: those that are held here, the head being the last; None for all.
         store: name of the `WeightStore`: a server needs no file. Not its handle, which would be an
             object that a restart could miss.
         threads: CPU threads; equal for all replicas of a teacher, for the same answers.
@@ -61,49 +62,63 @@ class TeacherServer:
         store: str,
         threads: int,
         cache_bytes: int,
+        stages: range | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device(
             "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         )
         weights: Weights = ray.get(ray.get_actor(store).weights.remote(spec.name))
-        teacher = Teacher(spec, f"teachers.{spec.name}", weights).to(self._device)
-        self._teacher = RememberingTeacher(teacher, cache_bytes)
+        teacher = Teacher(spec, f"teachers.{spec.name}", weights)
+        self._begin = 0 if stages is None else stages.start
+        if stages is not None:
+            teacher.keep(stages)
+        self._teacher = RememberingTeacher(teacher.to(self._device), cache_bytes)
 
     def describe(self) -> TeacherDescription:
         """What the teacher is; answered when it is loaded."""
         return self._teacher.teacher.description
 
-    def forward(self, call: Call, inputs: list[Any]) -> tuple[wire.Array | None, ...]:
-        """Answer a call.
+    def forward(self, call: Call, inputs: list[Any], feature: wire.Array | None) -> Any:
+        """Answer a call: the answer, and where others stand behind, the feature for the next.
 
         Args:
-            inputs: one object reference, in a list so that Ray hands it over unopened.
+            inputs: one object reference, in a list so that Ray hands it over unopened; none in a
+                shard that others stand in front of.
+            feature: what comes from the shard in front.
         """
         output = self._teacher.forward(
             call.key,
-            self._open(inputs),
-            depth=call.depth,
-            gate=self._gate(call),
-            wanted=call.wanted,
-            precision=call.precision,
+            self._open(inputs) if feature is None else self._opened(feature, call),
+            **self._asked(call),
         )
-        return wire.encode_output(output, call.answer_precision)
+        answer = wire.encode_output(output, call.answer_precision)
+        if output.feature is None:
+            return answer
+        return answer, wire.encode_feature(output.feature, call.answer_precision)
 
     def pullback(
-        self, call: Call, inputs: list[Any], cotangents: tuple[wire.Array | None, ...]
+        self,
+        call: Call,
+        inputs: list[Any],
+        cotangents: tuple[wire.Array | None, ...],
+        behind: tuple[wire.Array | None, ...] | None,
     ) -> tuple[wire.Array | None, ...]:
-        """Gradients of a call's inputs; those are fetched only if the graph is gone."""
+        """Gradients of a call's inputs; those are fetched only if the graph is gone.
+
+        Args:
+            inputs: one object reference: images, or a feature of the trainer's or of a shard's.
+            behind: what the next shard's pullback gave.
+        """
+        own = wire.decode_output(cotangents, self._device)
+        if behind is not None and behind[0] is not None:
+            own = replace(own, feature=self._opened(behind[0], call))
         gradient = self._teacher.pullback(
-            call.key,
-            lambda: self._open(inputs),
-            wire.decode_output(cotangents, self._device),
-            depth=call.depth,
-            gate=self._gate(call),
-            wanted=call.wanted,
-            precision=call.precision,
+            call.key, lambda: self._opened(ray.get(inputs[0]), call), own, **self._asked(call)
         )
-        return wire.encode_gradient(gradient, call.answer_precision)
+        if call.depth >= self._begin:
+            return wire.encode_gradient(gradient, call.answer_precision)
+        return wire.encode_feature(gradient.inputs, call.answer_precision), None
 
     def drop(self, key: str) -> None:
         """Forget a graph."""
@@ -128,8 +143,16 @@ class TeacherServer:
         """How many pullbacks had lost their graph."""
         return self._teacher.recomputed
 
+    def _asked(self, call: Call) -> dict[str, Any]:
+        """The same of this shard: a gate is where the question comes in."""
+        own = call.depth >= self._begin
+        gate = wire.decode(call.gate, self._device) if own and call.gate is not None else None
+        depth = max(call.depth, self._begin)
+        return {"depth": depth, "gate": gate, "wanted": call.wanted, "precision": call.precision}
+
     def _open(self, inputs: list[Any]) -> torch.Tensor:
         return wire.decode(ray.get(inputs[0]), self._device)
 
-    def _gate(self, call: Call) -> torch.Tensor | None:
-        return None if call.gate is None else wire.decode(call.gate, self._device)
+    def _opened(self, feature: wire.Array, call: Call) -> torch.Tensor:
+        narrow = call.precision == "bf16" and call.depth < self._begin
+        return wire.decode(feature, self._device, narrow=narrow)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -48,6 +49,7 @@ class Teacher:
         self._parts = _batch_norms(network, self.chain)
         self._inputs: dict[str, Tensor] = {}
         self._listening = False
+        self._stages = range(len(self.chain.stages))
         for path in [
             *[layer.path for layer, _ in self._parts],
             *([self._embedding] if self._embedding else []),
@@ -62,6 +64,12 @@ class Teacher:
         self._parts = [(layer, mean.to(device)) for layer, mean in self._parts]
         return self
 
+    def keep(self, stages: range) -> Teacher:
+        """Be a shard: hold these stages and no others, the head being the last; in place."""
+        self.chain.keep(stages)
+        self._stages = stages
+        return self
+
     def forward(
         self,
         inputs: Tensor,
@@ -71,22 +79,26 @@ class Teacher:
         wanted: Wanted,
         precision: Precision = "fp32",
     ) -> TeacherOutput:
-        """Differentiable answer for inputs (N, C, H, W) at a depth; see `Question`."""
+        """Differentiable answer for inputs (N, C, H, W) at a depth; see `Question`.
+
+        A shard that others stand in front of is entered at the depth of its own first block.
+        """
         self._inputs, self._listening = {}, wanted.sums or wanted.embedding
         value = inputs if gate is None else inputs * gate[:, :, None, None]
-        value = (value if depth else self.preprocessing(value)).to(_dtype(self.chain))
+        value = value if depth else self.preprocessing(value)
+        if value.dtype != torch.bfloat16:  # as it comes from another shard
+            value = value.to(_dtype(self.chain))
         try:
             with torch.autocast(value.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = self.chain(
-                    value.contiguous(memory_format=torch.channels_last), start=depth
+                last = self.chain(
+                    value.contiguous(memory_format=torch.channels_last), depth, self._stages.stop
                 )
-            return TeacherOutput(
-                _at_least_fp32(logits),
-                _at_least_fp32(self._inputs[self._embedding])
-                if wanted.embedding and self._embedding
-                else None,
-                self._sums(depth) if wanted.sums else None,
-            )
+            sums = self._sums(depth) if wanted.sums else None
+            if self._stages.stop <= self.chain.depth:
+                return TeacherOutput(None, None, sums, last)
+            heard = self._embedding if wanted.embedding else None
+            embedding = None if heard is None else _at_least_fp32(self._inputs[heard])
+            return TeacherOutput(_at_least_fp32(last), embedding, sums)
         finally:
             self._inputs, self._listening = {}, False
 
@@ -154,8 +166,37 @@ class Teacher:
                 sum(parameter.numel() for parameter in self.chain.tail(depth).parameters())
                 for depth in range(len(shapes))
             ),
+            stage_bytes=tuple(map(_held_bytes, self.chain.stages)),
+            graph_bytes=self._graph_bytes(images),
             sha256=self.sha256,
         )
+
+    def _graph_bytes(self, image: Tensor) -> tuple[int, ...]:
+        """What each stage saves of one image for a pullback, its own parameters left out."""
+        value, found = self.preprocessing(image).to(_dtype(self.chain)), []
+        for stage in self.chain.stages:
+            own = {p.untyped_storage().data_ptr() for p in _tensors(stage)}
+            with weighing() as saved:
+                value = stage(value.detach().requires_grad_())
+            found.append(sum(size for place, size in saved.items() if place not in own))
+        return tuple(found)
+
+
+@contextmanager
+def weighing() -> Iterator[dict[int, int]]:
+    """Bytes of every storage that autograd saves meanwhile, by its address."""
+    held: dict[int, int] = {}
+
+    def weigh(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor),
+    ):
+        yield held
 
 
 def load_teachers(
@@ -191,6 +232,14 @@ def _batch_norms(network: nn.Module, chain: BlockChain) -> list[tuple[BatchNormL
             layer = BatchNormLayer(path, part.num_features, chain.place(path) + 1)
             found.append((layer, part.running_mean.clone()))
     return found
+
+
+def _tensors(stage: nn.Module) -> list[Tensor]:
+    return [*stage.parameters(), *stage.buffers()]
+
+
+def _held_bytes(stage: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(stage))
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

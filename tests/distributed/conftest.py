@@ -20,7 +20,8 @@ from dfka_dist import launch
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.teachers.local import LocalTeachers
-from dfka_dist.teachers.placement import NodeResources, PlacementPlan, plan
+from dfka_dist.teachers.nodes import NodeResources
+from dfka_dist.teachers.placement import PlacementPlan, plan
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -36,7 +37,7 @@ RAYS_OWN = ("_AutoscalingCoordinatorActor",)
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Nodes]:
     """A private Ray cluster, which can import `custom_teachers`; its CPUs are shares, not cores."""
-    room = PlacementPlan(bundles=({"CPU": 8.0},), strategy="PACK", seats=(), workers=())
+    room = PlacementPlan(({"CPU": 8.0},), "PACK", seats=(), server={}, workers=())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         with launch.cluster(None, room) as nodes:

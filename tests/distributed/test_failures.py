@@ -19,7 +19,8 @@ from dfka_dist.teachers.interface import InputGradient
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.pool import TeacherPool
-from dfka_dist.teachers.served import Handle, ServedTeachers
+from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.teachers.shards import Handle, Shards
 from distributed.asking import answered, error, gradient_is_right, parts, pulled_back, question
 from distributed.conftest import MakePool, Nodes
 from distributed.custom_teachers import SECONDS, SLOW
@@ -72,7 +73,11 @@ def take(herd: TeacherPool) -> Take:
         states = {key: actor["State"] for key, actor in ray_state.actors().items()}
         alive = [s for s in herd.servers["first"] if states[s._actor_id.hex()] == "ALIVE"]
         assert len(alive) >= count
-        return ServedTeachers(herd.descriptions, {"first": alive[:count]}, in_flight=4), alive
+        return ServedTeachers(
+            herd.descriptions,
+            {"first": [Shards((server,)) for server in alive[:count]]},
+            in_flight=4,
+        ), alive
 
     return take
 
@@ -177,7 +182,7 @@ def test_a_pool_that_gets_no_place_says_what_was_asked_and_what_is_free(
 ) -> None:
     config = make_config([specs["first"]], serving={"start_timeout": 0.5})
     weights = read_all_weights(config.teachers)
-    plan = PlacementPlan(({"CPU": 1000.0},), "PACK", (), ())
+    plan = PlacementPlan(({"CPU": 1000.0},), "PACK", (), {}, ())
     said = r"did not give \[\{'CPU': 1000.0\}\] within 0.5 s; free now: .*serving.start_timeout"
     with (
         pytest.raises(RunFailed, match=said),

@@ -137,7 +137,7 @@ def test_asking_does_not_wait_for_the_answer(served: ServedTeachers) -> None:
 
 
 def test_asking_waits_when_too_many_answers_are_outstanding(pool: TeacherPool) -> None:
-    client = ServedTeachers(pool.descriptions, pool.servers, in_flight=1)
+    client = ServedTeachers(pool.descriptions, pool.replicas, in_flight=1)
     slow = client.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",)))
     began = time.monotonic()
     next_one = client.forward(Question(torch.rand(4, 1, 16, 16), ("first",)))
@@ -153,7 +153,7 @@ def test_time_spent_waiting_for_answers_is_counted(served: ServedTeachers) -> No
 
 
 def test_an_answer_that_does_not_come_in_time_is_given_up(pool: TeacherPool) -> None:
-    client = ServedTeachers(pool.descriptions, pool.servers, in_flight=4, timeout=0.1)
+    client = ServedTeachers(pool.descriptions, pool.replicas, in_flight=4, timeout=0.1)
     pending = client.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",)))
     with pytest.raises(TeacherUnavailable, match=r"teacher first did not answer within 0\.1 s"):
         pending.result()

@@ -30,6 +30,8 @@ def description(blocks: int) -> TeacherDescription:
         running_var=torch.zeros(0),
         parameters=0,
         tail_parameters=(0,) * (blocks + 1),
+        stage_bytes=(0,) * (blocks + 1),
+        graph_bytes=(0,) * (blocks + 1),
         sha256="",
     )
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.loading import parse
-from dfka_dist.teachers.placement import NodeResources, PlacementPlan, plan, read_nodes
+from dfka_dist.teachers.nodes import NodeResources, read_nodes
+from dfka_dist.teachers.placement import PlacementPlan, plan
 
 
 def config(teachers: int = 2, **sections: dict[str, Any]) -> RunConfig:
