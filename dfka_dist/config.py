@@ -206,6 +206,10 @@ class TrainingSpec(Node):
     URI."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Synthesized images a step, over all workers together."""
+    micro_batch: Count | None = None
+    """Most images that a teacher is asked about at once; without it all of a worker's. What a
+    server keeps of them is bounded by `serving.cache_megabytes`, what it let go is computed again,
+    and the gradient is that of the whole batch."""
     precision: Literal["auto"] | Precision = "auto"
     """Of the networks' forward and backward; auto is bf16 where the hardware has it, else fp32."""
     workers: Few = 1

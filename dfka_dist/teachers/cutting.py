@@ -118,6 +118,7 @@ def _room(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
 
 def _needs(config: RunConfig, description: TeacherDescription) -> Needs:
     images = config.training.batch_size // config.training.workers
+    images = min(images, config.training.micro_batch or images)
     return Needs(
         description.stage_bytes,
         [images * each for each in description.graph_bytes],

@@ -56,13 +56,23 @@ def judge(
 ) -> Judge:
     """Let an objective judge one batch: `judge(specs, one_hot=1.0, ...)`, other weights 0."""
 
-    def judge(specs: Sequence[TeacherSpec], sampled: bool = False, **weights: float) -> Judged:
+    def judge(
+        specs: Sequence[TeacherSpec],
+        sampled: bool = False,
+        micro_batch: int | None = None,
+        **weights: float,
+    ) -> Judged:
         config = make_config(
             specs,
             target={"arguments": {"widths": [4, 6, 8]}},
             generator={"latent": 6},
             losses=NONE | weights,
-            training={"batch_size": BATCH, "sampled_labels": sampled, "precision": "fp32"},
+            training={
+                "batch_size": BATCH,
+                "sampled_labels": sampled,
+                "precision": "fp32",
+                "micro_batch": micro_batch,
+            },
         )
         teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in specs})
         workshop = Workshop(config, teachers, [].append, torch.device("cpu"))
@@ -301,3 +311,18 @@ def test_a_teacher_of_weight_zero_teaches_nothing(
         name for name, own in said.items() if own.grad is not None and own.grad.abs().sum() > 0
     }
     assert taught == {spec.name for spec in strangers} - set(distill)
+
+
+# in parts
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_teachers_asked_in_parts_give_the_gradient_of_the_whole_batch(
+    judge: Judge, make_teacher: MakeTeacher, rows: int
+) -> None:
+    """All terms that look at the teachers, means over the batch and sums of statistics too."""
+    specs = [make_teacher("one", "ab"), make_teacher("two", "cd", widths=(5, 6))]
+    weights = dict.fromkeys(("one_hot", "activation", "entropy", "discrete", "batch_norm"), 1.0)
+    whole, parts = (judge(specs, micro_batch=own, **weights) for own in (None, rows))
+    assert parts.report.total.item() == pytest.approx(whole.report.total.item(), rel=1e-6)
+    assert (parts.gradient - whole.gradient).norm() / whole.gradient.norm() <= 1e-5
