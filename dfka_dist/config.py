@@ -50,6 +50,35 @@ Source = Annotated[
         "builtin:NAME, hf:FOLDER, hf:HUB_ID or package.module:callable",
     ),
 ]
+OURS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "amp",
+    "torch_autocast",
+    "zero_optimization.stage",
+    "zero_allow_untested_optimizer",
+)
+"""What a run itself says of DeepSpeed's configuration, by other keys or by what it does."""
+
+
+def _not_ours(given: dict[str, Any]) -> dict[str, Any]:
+    zero = given.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError("zero_optimization is no mapping || its own keys below it")
+    for key in (*given, *(f"zero_optimization.{name}" for name in zero)):
+        if key in OURS:
+            raise ValueError(
+                f"{key} is not to be set here || batch_size, precision, zero_stage and the rates "
+                "under training"
+            )
+    return given
+
+
 ImageSource = Annotated[
     str,
     _matching(
@@ -214,6 +243,9 @@ class TrainingSpec(Node):
     """Of the networks' forward and backward; auto is bf16 where the hardware has it, else fp32."""
     workers: Few = 1
     zero_stage: Literal[1, 2, 3] = 1
+    deepspeed: Annotated[dict[str, Any], AfterValidator(_not_ours)] = {}
+    """Merged into what DeepSpeed is told of every engine: gradient_clipping, what offloads or
+    overlaps under zero_optimization, and so on."""
     sampled_labels: bool = True
     """Ask for sampled label sets; otherwise eq. 5 takes the teachers' own decisions as targets."""
     dual_steps: Annotated[int, Field(ge=1)] = 4

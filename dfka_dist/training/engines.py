@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,7 @@ class Engine:
         network: a plain module, its parameters contiguous; only those that require gradients are
         trained.
         micro_batch: images a step on this worker (bookkeeping of DeepSpeed's).
+        more: of DeepSpeed's configuration, nothing that is said here.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Engine:
         rate: float,
         betas: tuple[float, float] = (0.9, 0.999),
         optimizer: Optimizer = "adam",
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         device = next(network.parameters()).device
         if precision == "bf16":
@@ -58,7 +61,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=network,
             model_parameters=[p for p in network.parameters() if p.requires_grad],
-            config=_configuration(micro_batch, zero_stage, rate, betas, optimizer),
+            config=merged(_configuration(micro_batch, zero_stage, rate, betas, optimizer), more),
             dist_init_required=not torch.distributed.is_initialized(),
         )
 
@@ -142,6 +145,17 @@ def _configuration(
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def merged(ours: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configurations as one, mappings within them too; where both say something, the second."""
+    found = dict(ours)
+    for key, value in more.items():
+        inner = found.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merged(inner, value)
+        found[key] = value
+    return found
 
 
 def _partitioned(parameters: Sequence[nn.Parameter]) -> bool:

@@ -111,6 +111,7 @@ class Workshop:
             precision=self.precision,
             rate=rate,
             betas=betas,
+            more=self.config.training.deepspeed,
         )
 
     def generator_engine(self) -> Engine:

@@ -21,6 +21,7 @@ from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.altering import moved
 from dfka_dist.training.draws import Drawn
+from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
 from distributed.conftest import MakePool
 from distributed.game import BATCH, DEPTH, EVERY_TERM, JITTER, RATE, Game, Networks, draw, networks
@@ -268,3 +269,38 @@ def test_alternating_steps_of_all_engines_are_those_of_plain_torch(
     played: dict[str, Played], what: str
 ) -> None:
     assert played[what].error <= TOLERANCE
+
+
+# what a user adds
+
+
+def test_a_users_own_keys_reach_deepspeed_beside_ours(process_group: None) -> None:
+    more = {"gradient_clipping": 0.5, "zero_optimization": {"reduce_bucket_size": 1234}}
+    engine = Engine(
+        nn.Linear(3, 1), micro_batch=2, zero_stage=2, precision="fp32", rate=0.1, more=more
+    )
+    told = engine._engine.config
+    engine.destroy()
+    assert told["gradient_clipping"] == 0.5
+    assert told["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1234}
+    assert told["optimizer"]["type"] == "Adam"
+
+
+def test_a_users_gradient_clipping_clips(process_group: None) -> None:
+    """Of plain SGD at rate 1 the step is the gradient, no longer than that."""
+    network = nn.Linear(3, 1)
+    before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+    engine = Engine(
+        network,
+        micro_batch=2,
+        zero_stage=1,
+        precision="fp32",
+        rate=1.0,
+        optimizer="sgd",
+        more={"gradient_clipping": 0.01},
+    )
+    output = engine(torch.ones(2, 3))
+    engine.step([output], [torch.ones_like(output)], 1.0)
+    after = torch.cat([p.detach().flatten() for p in network.parameters()])
+    engine.destroy()
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
