@@ -151,6 +151,11 @@ class Teachers(Protocol):
     def waited(self) -> float:
         """Seconds that the caller has stood still for answers so far."""
 
+    @property
+    def worked(self) -> float | None:
+        """Seconds that a server has computed for the caller so far, the mean over all servers;
+        None where there is none."""
+
     def forward(self, question: Question) -> Pending[dict[str, TeacherOutput]]:
         """Ask every teacher of the question; outputs are detached, fp32 or wider."""
 

@@ -151,6 +151,10 @@ class LocalTeachers:
         """Nothing: the caller computes the answers itself."""
         return 0.0
 
+    @property
+    def worked(self) -> None:
+        """There is no server."""
+
     def forward(self, question: Question) -> Ready[dict[str, TeacherOutput]]:
         """See `Teachers.forward`."""
         return Ready(

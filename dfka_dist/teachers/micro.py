@@ -45,6 +45,11 @@ class MicroBatchedTeachers:
         """See `Teachers.waited`."""
         return self._teachers.waited
 
+    @property
+    def worked(self) -> float | None:
+        """See `Teachers.worked`."""
+        return self._teachers.worked
+
     def forward(self, question: Question) -> Pending[dict[str, TeacherOutput]]:
         """See `Teachers.forward`."""
         if len(question.inputs) <= self._rows:

@@ -169,6 +169,8 @@ class TeacherPool:
                 threads=self._serving.threads,
                 cache_bytes=self._serving.cache_megabytes * 2**20,
                 stages=seat.stages,
+                replica=seat.replica,
+                shard=seat.shard,
             )
             self._servers[seat.teacher].append(handle)
 

@@ -21,6 +21,7 @@ from dfka_dist.config import Precision
 from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import InputGradient, Question, TeacherDescription, TeacherOutput
+from dfka_dist.teachers.meters import ClientMeters
 from dfka_dist.teachers.server import Call
 from dfka_dist.teachers.shards import Passed, Reference, Shards
 
@@ -51,7 +52,9 @@ class ServedTeachers:
         }
         self._in_flight, self._wire, self._timeout = in_flight, wire_precision, timeout
         self._sent: dict[str, _Sent] = {}
-        self.waited = 0.0
+        self._meters = ClientMeters()
+        self._servers = sum(len(shards.handles) for own in replicas.values() for shards in own)
+        self._computed = self.waited = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         replicas = {
@@ -71,6 +74,11 @@ class ServedTeachers:
             descriptions, replicas, settings | {"wire_precision": "fp32"}
         )
         return other
+
+    @property
+    def worked(self) -> float:
+        """See `Teachers.worked`."""
+        return self._computed / max(1, self._servers)
 
     @property
     def descriptions(self) -> dict[str, TeacherDescription]:
@@ -122,7 +130,13 @@ class ServedTeachers:
         gate = question.gates.get(name)
         encoded = None if gate is None else wire.encode(gate, self._wire)
         return Call(
-            question.key, question.depth, question.wanted, question.precision, encoded, self._wire
+            question.key,
+            question.depth,
+            question.wanted,
+            question.precision,
+            encoded,
+            self._wire,
+            time.time(),
         )
 
     def _ask(
@@ -136,6 +150,14 @@ class ServedTeachers:
         for name in names:
             asked.send(name)
         return asked
+
+    def _has_waited(self, seconds: float) -> None:
+        self.waited += seconds
+        self._meters.waited(seconds)
+
+    def _count(self, name: str) -> None:
+        out = sum(len(replica.outstanding) for replica in self._replicas[name])
+        self._meters.outstanding(name, out)
 
     def _pick(self, name: str, sent: _Sent) -> _Replica:
         """The replica that has the graph, else the one with the least to do."""
@@ -199,11 +221,12 @@ class _Asked(Generic[Answer]):
         except GetTimeoutError:
             raise self._late(name) from None
         finally:
-            self._client.waited += time.monotonic() - began
+            self._client._has_waited(time.monotonic() - began)
         references = self._ask(name, replica.shards)
         replica.outstanding.append(references[-1])
         self._sent.replicas[name] = replica
         self._references[name] = references
+        self._client._count(name)
 
     def result(self) -> dict[str, Answer]:
         """Per teacher, in the order asked.
@@ -216,7 +239,7 @@ class _Asked(Generic[Answer]):
         try:
             return {name: self._receive(name) for name in list(self._references)}
         finally:
-            self._client.waited += time.monotonic() - began
+            self._client._has_waited(time.monotonic() - began)
 
     def _receive(self, name: str) -> Answer:
         while True:
@@ -232,7 +255,9 @@ class _Asked(Generic[Answer]):
                 self.send(name)
                 continue
             replica.outstanding = [r for r in replica.outstanding if r != references[-1]]
-            return self._opened(said)
+            self._client._computed += sum(reply.seconds for reply in said)
+            self._client._count(name)
+            return self._opened([reply.arrays for reply in said])
 
     def _late(self, name: str) -> TeacherUnavailable:
         waited = self._client._timeout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -15,6 +15,7 @@ from dfka_dist.models.sources import Weights
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import TeacherDescription, Wanted
 from dfka_dist.teachers.local import RememberingTeacher
+from dfka_dist.teachers.meters import ServerMeters
 from dfka_dist.teachers.teacher import Teacher
 
 
@@ -29,6 +30,16 @@ class Call:
     gate: wire.Array | None
     answer_precision: Precision
     """On the way back."""
+    asked_at: float
+    """As the client's `time.time` says."""
+
+
+class Reply(NamedTuple):
+    """An answer as it travels."""
+
+    arrays: Any
+    seconds: float
+    """That it took, in all shards that were asked."""
 
 
 class WeightStore:
@@ -50,6 +61,7 @@ class TeacherServer:
 
     Args:
         stages: those that are held here, the head being the last; None for all.
+        replica, shard: which one this is, for whoever looks from outside.
         store: name of the `WeightStore`: a server needs no file. Not its handle, which would be an
             object that a restart could miss.
         threads: CPU threads; equal for all replicas of a teacher, for the same answers.
@@ -63,6 +75,8 @@ class TeacherServer:
         threads: int,
         cache_bytes: int,
         stages: range | None = None,
+        replica: int = 0,
+        shard: int = 0,
     ) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device(
@@ -74,62 +88,72 @@ class TeacherServer:
         if stages is not None:
             teacher.keep(stages)
         self._teacher = RememberingTeacher(teacher.to(self._device), cache_bytes)
+        self._meters = ServerMeters(spec.name, replica, shard)
 
     def describe(self) -> TeacherDescription:
         """What the teacher is; answered when it is loaded."""
         return self._teacher.teacher.description
 
     def forward(self, call: Call, inputs: list[Any], feature: wire.Array | None) -> Any:
-        """Answer a call: the answer, and where others stand behind, the feature for the next.
+        """Answer a call: a reply, and where others stand behind, the feature for the next.
 
         Args:
             inputs: one object reference, in a list so that Ray hands it over unopened; none in a
                 shard that others stand in front of.
             feature: what comes from the shard in front.
         """
-        output = self._teacher.forward(
-            call.key,
-            self._open(inputs) if feature is None else self._opened(feature, call),
-            **self._asked(call),
-        )
-        answer = wire.encode_output(output, call.answer_precision)
-        if output.feature is None:
-            return answer
-        return answer, wire.encode_feature(output.feature, call.answer_precision)
+        with self._meters.call("forward", call.asked_at) as watch:
+            array = ray.get(inputs[0]) if feature is None else feature
+            given = self._opened(array, call)
+            output = self._teacher.forward(call.key, given, **self._asked(call))
+            arrays = wire.encode_output(output, call.answer_precision)
+            passed = None
+            if output.feature is not None:
+                passed = wire.encode_feature(output.feature, call.answer_precision)
+            watch.bytes_in = array.nbytes
+            watch.bytes_out = _nbytes(*arrays, passed)
+        self._meters.graphs(self._teacher.kept_bytes)
+        reply = Reply(arrays, watch.seconds)
+        return reply if passed is None else (reply, passed)
 
     def pullback(
         self,
         call: Call,
         inputs: list[Any],
         cotangents: tuple[wire.Array | None, ...],
-        behind: tuple[wire.Array | None, ...] | None,
-    ) -> tuple[wire.Array | None, ...]:
+        behind: Reply | None,
+    ) -> Reply:
         """Gradients of a call's inputs; those are fetched only if the graph is gone.
 
         Args:
             inputs: one object reference: images, or a feature of the trainer's or of a shard's.
             behind: what the next shard's pullback gave.
         """
-        own = wire.decode_output(cotangents, self._device)
-        if behind is not None and behind[0] is not None:
-            own = replace(own, feature=self._opened(behind[0], call))
-        gradient = self._teacher.pullback(
-            call.key, lambda: self._opened(ray.get(inputs[0]), call), own, **self._asked(call)
-        )
-        if call.depth >= self._begin:
-            return wire.encode_gradient(gradient, call.answer_precision)
-        return wire.encode_feature(gradient.inputs, call.answer_precision), None
+        before = self._teacher.recomputed
+        with self._meters.call("pullback", call.asked_at) as watch:
+            own = wire.decode_output(cotangents, self._device)
+            if behind is not None:
+                own = replace(own, feature=self._opened(behind.arrays[0], call))
+            gradient = self._teacher.pullback(
+                call.key, lambda: self._opened(ray.get(inputs[0]), call), own, **self._asked(call)
+            )
+            if call.depth >= self._begin:
+                arrays = wire.encode_gradient(gradient, call.answer_precision)
+            else:
+                arrays = (wire.encode_feature(gradient.inputs, call.answer_precision), None)
+            watch.bytes_in = _nbytes(*cotangents, *(behind.arrays if behind else ()))
+            watch.bytes_out = _nbytes(*arrays)
+        self._meters.graphs(self._teacher.kept_bytes, self._teacher.recomputed > before)
+        return Reply(arrays, watch.seconds + (behind.seconds if behind else 0.0))
 
     def drop(self, key: str) -> None:
         """Forget a graph."""
         self._teacher.drop(key)
 
-    def tail(self, depth: int) -> dict[str, wire.Array]:
+    def tail(self, depth: int) -> Reply:
         """State of the blocks behind a depth and of the head."""
-        return {
-            name: wire.encode(value)
-            for name, value in self._teacher.teacher.chain.tail(depth).state_dict().items()
-        }
+        state = self._teacher.teacher.chain.tail(depth).state_dict()
+        return Reply({name: wire.encode(value) for name, value in state.items()}, 0.0)
 
     def pid(self) -> int:
         """The process that serves."""
@@ -150,9 +174,10 @@ class TeacherServer:
         depth = max(call.depth, self._begin)
         return {"depth": depth, "gate": gate, "wanted": call.wanted, "precision": call.precision}
 
-    def _open(self, inputs: list[Any]) -> torch.Tensor:
-        return wire.decode(ray.get(inputs[0]), self._device)
-
     def _opened(self, feature: wire.Array, call: Call) -> torch.Tensor:
         narrow = call.precision == "bf16" and call.depth < self._begin
         return wire.decode(feature, self._device, narrow=narrow)
+
+
+def _nbytes(*arrays: wire.Array | None) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)

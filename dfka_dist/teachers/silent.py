@@ -42,6 +42,10 @@ class SilentTeachers:
         """Nothing: nobody is asked."""
         return 0.0
 
+    @property
+    def worked(self) -> None:
+        """There is no server."""
+
     def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
         """See `Teachers.tail`."""
         return self._local.tail(teacher, depth)

@@ -35,6 +35,7 @@ class Diary:
         began = time.monotonic()
         self._name, self._steps = name, steps
         self._phase_began, self._waited = began, self._teachers.waited
+        self._worked = self._teachers.worked
         yield
         self._before += steps
         seconds = round(time.monotonic() - began, 3)
@@ -48,6 +49,10 @@ class Diary:
         now = time.monotonic()
         elapsed = now - self._phase_began
         waited = (self._teachers.waited - self._waited) / elapsed
+        waits = {"teachers": round(waited, 4)}
+        if self._worked is not None and self._teachers.worked is not None:
+            worked = (self._teachers.worked - self._worked) / elapsed
+            waits["trainer"] = round(max(0.0, 1 - worked), 4)
         self._report(
             {
                 "phase": self._name,
@@ -61,6 +66,6 @@ class Diary:
                     for name, value in report.terms.items()
                 },
                 "images_per_second": round(step * self._training.batch_size / elapsed, 1),
-                "waits": {"teachers": round(waited, 4)},
+                "waits": waits,
             }
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import urllib.request
 
 import pytest
 import ray
@@ -191,3 +193,41 @@ def test_a_client_that_was_sent_to_another_process_asks_the_same_servers(
     elsewhere = ray.remote(num_cpus=0)(answered)
     logits = ray.get(elsewhere.remote(served, asked)).logits
     assert error(logits, answered(local, asked).logits) <= TOLERANCE
+
+
+# seen from outside
+
+METERS = {
+    "ray_dfka_teacher_requests_total",
+    "ray_dfka_teacher_queue_seconds_count",
+    "ray_dfka_teacher_compute_seconds_count",
+    "ray_dfka_teacher_bytes_total",
+    "ray_dfka_teacher_graph_hits_total",
+    "ray_dfka_teacher_graph_bytes",
+    "ray_dfka_teacher_in_flight",
+    "ray_dfka_client_wait_seconds_total",
+}
+
+
+def test_what_servers_and_clients_do_can_be_read_from_outside(
+    served: ServedTeachers, local: LocalTeachers
+) -> None:
+    """From the node's own port for Prometheus; Ray hands figures on every few seconds."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    found: set[str] = set()
+    for _ in range(30):
+        pulled_back(served, question(local, "first", 0))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            found = set(re.findall(r"^ray_dfka_\w+", page.read().decode(), re.MULTILINE))
+        if found >= METERS:
+            break
+        time.sleep(1)
+    assert found >= METERS
+
+
+def test_how_long_servers_have_worked_for_a_client_is_counted(pool: TeacherPool) -> None:
+    """The mean over all servers."""
+    client = ServedTeachers(pool.descriptions, pool.replicas, in_flight=4)
+    client.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",))).result()
+    servers = sum(len(own) for own in pool.servers.values())
+    assert SECONDS <= client.worked * servers < 3 * SECONDS

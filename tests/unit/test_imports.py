@@ -26,6 +26,9 @@ LIGHT = [
     "dfka_dist.models.target",
     "dfka_dist.teachers.local",
     "dfka_dist.teachers.wire",
+    "dfka_dist.teachers.micro",
+    "dfka_dist.teachers.nodes",
+    "dfka_dist.teachers.cutting",
     "dfka_dist.teachers.placement",
     "dfka_dist.archive",
     "dfka_dist.data",
@@ -75,7 +78,9 @@ def rooms(*modules: str) -> set[str]:
 SEAMS = {
     "ray.train": rooms("launch"),
     "ray.tune": rooms("tuning"),
-    "ray": rooms("launch", "tuning", *(f"teachers/{m}" for m in ("server", "served", "pool"))),
+    "ray": rooms(
+        "launch", "tuning", *(f"teachers/{m}" for m in ("server", "served", "pool", "meters"))
+    ),
     "deepspeed": rooms("training/engines", "training/checkpoint"),
     "transformers": rooms("models/huggingface"),
     "huggingface_hub": rooms("models/huggingface"),

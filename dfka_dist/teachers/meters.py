@@ -1,0 +1,104 @@
+"""What servers and clients tell Ray's metrics, from where Prometheus reads them.
+
+Seconds in the queue are from when a client asked until a server began, by the clocks of both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ray.util import metrics
+
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Bounds of the histograms' buckets."""
+
+
+class ServerMeters:
+    """Of one server.
+
+    Args:
+        teacher, replica, shard: who serves.
+    """
+
+    def __init__(self, teacher: str, replica: int, shard: int) -> None:
+        own = {"teacher": teacher, "replica": str(replica), "shard": str(shard)}
+        keys = tuple(own)
+        calls = (*keys, "kind")
+        self._requests = metrics.Counter(
+            "dfka_teacher_requests", "Questions and pullbacks that were answered.", calls
+        )
+        self._queued = metrics.Histogram(
+            "dfka_teacher_queue_seconds", "From asking until a server began.", SECONDS, calls
+        )
+        self._computing = metrics.Histogram(
+            "dfka_teacher_compute_seconds", "From beginning to the answer.", SECONDS, calls
+        )
+        self._bytes = metrics.Counter(
+            "dfka_teacher_bytes", "Arrays that came in and went out.", (*keys, "way")
+        )
+        self._hits = metrics.Counter(
+            "dfka_teacher_graph_hits", "Pullbacks whose graph was kept.", keys
+        )
+        self._recomputed = metrics.Counter(
+            "dfka_teacher_graph_recomputes", "Pullbacks whose graph was made again.", keys
+        )
+        self._kept = metrics.Gauge("dfka_teacher_graph_bytes", "What kept graphs hold.", keys)
+        for meter in vars(self).values():
+            meter.set_default_tags(own)
+
+    @contextmanager
+    def call(self, kind: str, asked_at: float) -> Iterator[Watch]:
+        """One call from beginning to end.
+
+        Args:
+            asked_at: as `time.time` says.
+        """
+        began = time.perf_counter()
+        self._queued.observe(max(0.0, time.time() - asked_at), {"kind": kind})
+        watch = Watch()
+        yield watch
+        watch.seconds = time.perf_counter() - began
+        self._computing.observe(watch.seconds, {"kind": kind})
+        self._requests.inc(1, {"kind": kind})
+        for way, count in (("in", watch.bytes_in), ("out", watch.bytes_out)):
+            if count:
+                self._bytes.inc(count, {"way": way})
+
+    def graphs(self, kept_bytes: int, recomputed: bool | None = None) -> None:
+        """What is kept now, and whether a pullback had to make its graph again."""
+        self._kept.set(kept_bytes)
+        if recomputed is not None:
+            (self._recomputed if recomputed else self._hits).inc(1)
+
+
+@dataclass
+class Watch:
+    """What one call took; filled while it goes on."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+
+
+class ClientMeters:
+    """Of one client."""
+
+    def __init__(self) -> None:
+        self._in_flight = metrics.Gauge(
+            "dfka_teacher_in_flight", "Calls of one client that are out.", ("teacher",)
+        )
+        self._waited = metrics.Counter(
+            "dfka_client_wait_seconds", "How long a client stood still for its teachers.", ()
+        )
+
+    def outstanding(self, teacher: str, calls: int) -> None:
+        """How many are out with all replicas of a teacher."""
+        self._in_flight.set(calls, {"teacher": teacher})
+
+    def waited(self, seconds: float) -> None:
+        """A client has stood still."""
+        if seconds > 0:
+            self._waited.inc(seconds)
