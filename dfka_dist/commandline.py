@@ -28,18 +28,23 @@ class _Parser(argparse.ArgumentParser):
         raise InputError("arguments", message, f"{self.prog} --help lists them")
 
 
-def parser(description: str, output: str = "default: runs/NAME") -> argparse.ArgumentParser:
+def parser(
+    description: str, output: str = "default: runs/NAME", *, needs_config: bool = True
+) -> argparse.ArgumentParser:
     """The arguments that every job takes; their values are on the result of `parse_args`.
 
     Args:
         output: what happens without `--output`.
+        needs_config: whether `--config` may not be left out.
     """
     made = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--config", required=True, type=Path, metavar="FILE", help="the run, as YAML")
+    made.add_argument(
+        "--config", required=needs_config, type=Path, metavar="FILE", help="the run, as YAML"
+    )
     made.add_argument(
         "--set",
         action="append",

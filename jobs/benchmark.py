@@ -1,43 +1,66 @@
 """python jobs/benchmark.py quality --config jobs/presets/fashion.yaml
+python jobs/benchmark.py serving
 
-Tables about the method, each as JSON, Markdown and a picture:
+Tables about the method and about serving, each as JSON, Markdown and a picture:
 
   quality    what every part of the method is worth
   selection  whether what is chosen without data is what the data would choose
+  serving    served teachers against local ones; it has teachers of its own and takes no --config
 
-Runs that are done are kept in the output folder, and skipped when the command runs again.
+What is done is kept in the output folder, and skipped when the command runs again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from dfka_dist import commandline
 from dfka_dist.benchmarks import quality, selection
+from dfka_dist.benchmarks.serving import whole as serving
+from dfka_dist.errors import InputError
 from dfka_dist.loading import dump
 
-TABLES = {"quality": quality, "selection": selection}
+RUNS = {"quality": quality, "selection": selection}
+"""Tables that are made of whole runs."""
 STEPS = {"quality": 500, "selection": 200}
+REPETITIONS = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, and write the table."""
-    parser = commandline.parser(__doc__ or "", "default: runs/NAME-TABLE")
-    parser.add_argument("what", choices=list(TABLES), help="the table to make")
+    """Do what is missing, and write the table."""
+    parser = commandline.parser(__doc__ or "", "default: runs/NAME-TABLE", needs_config=False)
+    parser.add_argument("what", choices=[*RUNS, "serving"], help="the table to make")
     default = ", ".join(f"{name} {steps}" for name, steps in STEPS.items())
     parser.add_argument(
         "--steps",
         type=commandline.positive,
         help=f"of a run's joint phase (default: {default})",
     )
+    parser.add_argument(
+        "--repetitions",
+        type=commandline.positive,
+        default=REPETITIONS,
+        help=f"turns of everything that serving compares (default: {REPETITIONS})",
+    )
     arguments = parser.parse_args(argv)
-    config = commandline.configuration(arguments)
-    what, table = arguments.what, TABLES[arguments.what]
+    if arguments.what == "serving":
+        _serving(arguments)
+    elif arguments.config is None:
+        raise InputError("--config", "is missing", f"a run, for the table {arguments.what}")
+    else:
+        _runs(arguments, RUNS[arguments.what])
+
+
+def _runs(arguments: argparse.Namespace, table: ModuleType) -> None:
+    config, what = commandline.configuration(arguments), arguments.what
     steps = arguments.steps or STEPS[what]
-    place = (arguments.output or Path("runs") / f"{config.run.name}-{what}").resolve()
+    place = _place(arguments, f"{config.run.name}-{what}")
     if arguments.dry_run:
         for row in table.rows(config, steps, place):
             print(f"{row.folder}: {' '.join(row.changes)}")
@@ -46,10 +69,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = place / "config.yaml"
     source.write_text(dump(config), encoding="utf-8")
     made = table.table(config, source, steps, place, print)
-    (place / f"{what}.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    (place / f"{what}.md").write_text(table.text(made) + "\n", encoding="utf-8")
-    table.draw(made, place / f"{what}.png")
-    print(table.text(made))
+    _write(place, what, made, table.text, table.draw)
+
+
+def _serving(arguments: argparse.Namespace) -> None:
+    if arguments.config is not None or arguments.set:
+        raise InputError("--config", "is not for the table serving", "nothing: it has its own")
+    place = _place(arguments, "serving")
+    if arguments.dry_run:
+        print("\n".join(f"{name}: {title}" for name, title in serving.TITLES.items()))
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    made = serving.table(place, arguments.repetitions, print)
+    _write(place, "benchmark", made, serving.text, serving.draw)
+
+
+def _place(arguments: argparse.Namespace, name: str) -> Path:
+    chosen: Path = arguments.output or Path("runs") / name
+    return chosen.resolve()
+
+
+def _write(
+    place: Path,
+    name: str,
+    made: dict[str, Any],
+    text: Callable[[dict[str, Any]], str],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> None:
+    (place / f"{name}.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    (place / f"{name}.md").write_text(text(made) + "\n", encoding="utf-8")
+    draw(made, place / f"{name}.png")
+    print(text(made))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import functools
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -22,10 +22,20 @@ from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import InputGradient, Question, TeacherDescription, TeacherOutput
 from dfka_dist.teachers.meters import ClientMeters
-from dfka_dist.teachers.server import Call
+from dfka_dist.teachers.server import Call, Reply
 from dfka_dist.teachers.shards import Passed, Reference, Shards
 
 Answer = TypeVar("Answer")
+
+
+@dataclass
+class Traffic:
+    """What one client has sent and received of arrays so far; what passes between shards is not
+    its own."""
+
+    sent: int = 0
+    received: int = 0
+    calls: int = 0
 
 
 class ServedTeachers:
@@ -53,6 +63,7 @@ class ServedTeachers:
         self._in_flight, self._wire, self._timeout = in_flight, wire_precision, timeout
         self._sent: dict[str, _Sent] = {}
         self._meters = ClientMeters()
+        self.traffic = Traffic()
         self._servers = sum(len(shards.handles) for own in replicas.values() for shards in own)
         self._computed = self.waited = 0.0
 
@@ -87,7 +98,9 @@ class ServedTeachers:
 
     def forward(self, question: Question) -> _Asked[TeacherOutput]:
         """See `Teachers.forward`; the inputs are put once, however many teachers read them."""
-        sent = _Sent(ray.put(wire.encode(question.inputs, self._wire)))
+        inputs = wire.encode(question.inputs, self._wire)
+        sent = _Sent(ray.put(inputs))
+        self.traffic.sent += inputs.nbytes
         if question.wanted.gradient:
             self._sent[question.key] = sent
         calls = {name: self._call(question, name) for name in question.teachers}
@@ -105,6 +118,7 @@ class ServedTeachers:
         sent = self._sent.pop(question.key)
         calls = {name: self._call(question, name) for name in cotangents}
         arrays = {name: wire.encode_output(own, self._wire) for name, own in cotangents.items()}
+        self.traffic.sent += sum(wire.nbytes(*own) for own in arrays.values())
 
         def ask(name: str, shards: Shards) -> list[Reference]:
             before = sent.replicas[name].shards
@@ -129,6 +143,8 @@ class ServedTeachers:
     def _call(self, question: Question, name: str) -> Call:
         gate = question.gates.get(name)
         encoded = None if gate is None else wire.encode(gate, self._wire)
+        self.traffic.sent += wire.nbytes(encoded)
+        self.traffic.calls += 1
         return Call(
             question.key,
             question.depth,
@@ -154,6 +170,12 @@ class ServedTeachers:
     def _has_waited(self, seconds: float) -> None:
         self.waited += seconds
         self._meters.waited(seconds)
+
+    def _has_come(self, replies: Sequence[Reply]) -> None:
+        for reply in replies:
+            self._computed += reply.seconds
+            if not isinstance(reply.arrays, dict):
+                self.traffic.received += wire.nbytes(*reply.arrays)
 
     def _count(self, name: str) -> None:
         out = sum(len(replica.outstanding) for replica in self._replicas[name])
@@ -255,7 +277,7 @@ class _Asked(Generic[Answer]):
                 self.send(name)
                 continue
             replica.outstanding = [r for r in replica.outstanding if r != references[-1]]
-            self._client._computed += sum(reply.seconds for reply in said)
+            self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])
 

@@ -111,7 +111,7 @@ class TeacherServer:
             if output.feature is not None:
                 passed = wire.encode_feature(output.feature, call.answer_precision)
             watch.bytes_in = array.nbytes
-            watch.bytes_out = _nbytes(*arrays, passed)
+            watch.bytes_out = wire.nbytes(*arrays, passed)
         self._meters.graphs(self._teacher.kept_bytes)
         reply = Reply(arrays, watch.seconds)
         return reply if passed is None else (reply, passed)
@@ -141,8 +141,8 @@ class TeacherServer:
                 arrays = wire.encode_gradient(gradient, call.answer_precision)
             else:
                 arrays = (wire.encode_feature(gradient.inputs, call.answer_precision), None)
-            watch.bytes_in = _nbytes(*cotangents, *(behind.arrays if behind else ()))
-            watch.bytes_out = _nbytes(*arrays)
+            watch.bytes_in = wire.nbytes(*cotangents, *(behind.arrays if behind else ()))
+            watch.bytes_out = wire.nbytes(*arrays)
         self._meters.graphs(self._teacher.kept_bytes, self._teacher.recomputed > before)
         return Reply(arrays, watch.seconds + (behind.seconds if behind else 0.0))
 
@@ -177,7 +177,3 @@ class TeacherServer:
     def _opened(self, feature: wire.Array, call: Call) -> torch.Tensor:
         narrow = call.precision == "bf16" and call.depth < self._begin
         return wire.decode(feature, self._device, narrow=narrow)
-
-
-def _nbytes(*arrays: wire.Array | None) -> int:
-    return sum(array.nbytes for array in arrays if array is not None)

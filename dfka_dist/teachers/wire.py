@@ -47,6 +47,11 @@ def encode_feature(tensor: Tensor, precision: Precision = "fp32") -> Array:
     return encode(tensor, "bf16" if tensor.dtype == torch.bfloat16 else precision)
 
 
+def nbytes(*arrays: Array | None) -> int:
+    """Of all that are there."""
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
 def encode_output(output: TeacherOutput, precision: Precision = "fp32") -> tuple[Array | None, ...]:
     """Logits, embedding and sums as arrays; sums are fp32 or wider whatever the precision."""
     sums = output.sums

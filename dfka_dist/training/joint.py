@@ -44,7 +44,7 @@ class Joint:
         """Both generators in turns; gives the dual generator at its moments as a candidate."""
         steps = self._training.steps
         for step in range(steps):
-            reports = self._step(step)
+            reports = self.step(step)
             self._workshop.probe_generator(self._synthesis.engine, step + 1, steps)
             self._workshop.diary.tell(step + 1, *reports)
             if step + 1 in moments(steps, self._training.candidates):
@@ -77,7 +77,8 @@ class Joint:
         steps = training.steps * training.dual_steps + training.rehearsal_steps
         return cosine(dual_step, steps, training.dual_rate, 0.0)
 
-    def _step(self, step: int) -> list[LossReport]:
+    def step(self, step: int) -> list[LossReport]:
+        """One turn of the generator, and of the dual generator as often as `dual_steps` says."""
         training = self._training
         rate = self._rate(step * training.dual_steps)
         half = training.dual_steps // 2

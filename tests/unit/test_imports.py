@@ -79,7 +79,10 @@ SEAMS = {
     "ray.train": rooms("launch"),
     "ray.tune": rooms("tuning"),
     "ray": rooms(
-        "launch", "tuning", *(f"teachers/{m}" for m in ("server", "served", "pool", "meters"))
+        "launch",
+        "tuning",
+        *(f"teachers/{m}" for m in ("server", "served", "pool", "meters")),
+        *(f"benchmarks/serving/{m}" for m in ("scale", "traffic")),
     ),
     "deepspeed": rooms("training/engines", "training/checkpoint"),
     "transformers": rooms("models/huggingface"),

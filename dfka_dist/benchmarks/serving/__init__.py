@@ -1,0 +1,1 @@
+"""Teachers that are served, against teachers in the trainer's own process."""

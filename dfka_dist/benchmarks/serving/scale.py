@@ -1,0 +1,139 @@
+"""Measure 4: many teachers, replicas and clients on two cores, emulated by teachers that sleep."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+from dfka_dist.benchmarks.networks import sleeping_teacher
+from dfka_dist.benchmarks.serving.pools import pool_of
+from dfka_dist.teachers.interface import Question, TeacherOutput, Wanted
+from dfka_dist.teachers.pool import TeacherPool
+from dfka_dist.teachers.served import ServedTeachers
+
+SIZE, BATCH = 32, 50
+"""0.2 MB of pictures."""
+MANY = (1, 2, 4, 8, 16, 32)
+GRID = [
+    (teachers, replicas, clients)
+    for teachers, replicas, clients in itertools.product((1, 8), (1, 2, 4), (1, 2, 4))
+    if teachers * replicas <= 16
+]
+STEPS = 10
+
+Table = dict[str, Any]
+Say = Callable[[str], None]
+
+
+class Client:
+    """Asks all teachers about batch after batch, and has some questions out at once."""
+
+    def __init__(self, teachers: ServedTeachers, window: int) -> None:
+        torch.set_num_threads(1)
+        self._teachers, self._window = teachers, window
+        self._images = torch.rand(BATCH, 1, SIZE, SIZE)
+        self._names = tuple(teachers.descriptions)
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds that so many steps took, and that a server computed for them, the mean."""
+        computed, began = self._teachers.worked, time.perf_counter()
+        asked: deque[Any] = deque()
+        back: deque[Any] = deque()
+        for _ in range(steps):
+            question = Question(self._images, self._names, Wanted(gradient=True))
+            asked.append((question, self._teachers.forward(question)))
+            if len(asked) >= self._window:
+                self._turn(asked, back)
+        while asked:
+            self._turn(asked, back)
+        while back:
+            back.popleft().result()
+        return time.perf_counter() - began, self._teachers.worked - computed
+
+    def _turn(self, asked: deque[Any], back: deque[Any]) -> None:
+        question, pending = asked.popleft()
+        given = {
+            name: TeacherOutput(torch.ones_like(answer.logits))
+            for name, answer in pending.result().items()
+        }
+        back.append(self._teachers.pullback(question, given))
+        if len(back) >= self._window:
+            back.popleft().result()
+
+
+def steps_by_teachers(repetitions: int, say: Say) -> Table:
+    """Seconds of a step, forward and pullback, with M teachers of 100 and 100 ms; one client with
+    one question out."""
+    found: Table = {}
+    for many in MANY:
+        with pool_of(_sleeping(many, 0.1, 0.1), in_flight=4) as pool:
+            client = Client(pool.teachers, 1)
+            client.run(2)
+            times = sorted(client.run(STEPS)[0] / STEPS for _ in range(repetitions))
+        found[f"M = {many}"] = round(times[len(times) // 2], 4)
+        say(f"{many} teachers of 100 + 100 ms: {found[f'M = {many}']} s a step")
+    found["M = 8 / M = 1"] = round(found["M = 8"] / found["M = 1"], 3)
+    return found
+
+
+def utilisation(say: Say) -> list[Table]:
+    """How busy servers are, by teachers, replicas and clients; 50 ms forward and 50 ms back.
+
+    The model of a step is the most of what must happen one after another: the slowest teacher's
+    computing by replica and client, and the CPU that all requests together take of two cores.
+    """
+    found = []
+    for teachers, replicas, clients in GRID:
+        specs = _sleeping(teachers, 0.05, 0.05)
+        with pool_of(specs, replicas=replicas, in_flight=4) as pool:
+            found.append(_used(pool, teachers, replicas, clients))
+        say(", ".join(f"{key} {value}" for key, value in found[-1].items()))
+    return found
+
+
+def _used(pool: TeacherPool, teachers: int, replicas: int, clients: int) -> Table:
+    steps = max(STEPS, STEPS * replicas)
+    remote = ray.remote(Client).options(num_cpus=0)
+    many = [remote.remote(pool.teachers, 2 * replicas) for _ in range(clients)]
+    ray.get([client.run.remote(2) for client in many])
+    processes = [psutil.Process(pid) for pid in _pids(pool)]
+    before, began = sum(map(_cpu, processes)), time.perf_counter()
+    told = ray.get([client.run.remote(steps) for client in many])
+    elapsed = time.perf_counter() - began
+    cpu = sum(map(_cpu, processes)) - before
+    for client in many:
+        ray.kill(client)
+    requests = 2 * steps * teachers * clients
+    return {
+        "teachers": teachers,
+        "replicas": replicas,
+        "clients": clients,
+        "utilisation": round(sum(worked for _, worked in told) / elapsed, 3),
+        "step": round(elapsed / steps, 4),
+        "model": round(max(0.1 * clients / replicas, cpu / steps / 2), 4),
+        "CPU ms a request, servers": round(1e3 * cpu / requests, 2),
+    }
+
+
+def _sleeping(many: int, forward: float, backward: float) -> Sequence[Any]:
+    return [
+        sleeping_teacher(f"t{index}", size=SIZE, forward=forward, backward=backward)
+        for index in range(many)
+    ]
+
+
+def _pids(pool: TeacherPool) -> list[int]:
+    pids: list[int] = ray.get([h.pid.remote() for own in pool.servers.values() for h in own])
+    return pids
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

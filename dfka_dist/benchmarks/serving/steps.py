@@ -1,0 +1,100 @@
+"""Measures 1 and 5: a training step with served teachers against one with local ones."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dfka_dist.benchmarks.networks import resnet18_teacher
+from dfka_dist.benchmarks.serving.arm import Arm, Way
+from dfka_dist.config import PRESETS, RunConfig
+from dfka_dist.loading import dump, load
+
+WAYS: tuple[tuple[Way, int], ...] = (("local", 1), ("local", 2), ("served", 1))
+RESNET_BATCH = 32
+SECONDS = 4.0
+"""Steps of a turn last about so long."""
+
+Say = Callable[[str], None]
+Table = dict[str, Any]
+
+
+def configurations() -> dict[str, RunConfig]:
+    """What is measured, by name."""
+    return {
+        "digits": _quiet(load(PRESETS / "digits.yaml", [])),
+        "fashion": _quiet(load(PRESETS / "fashion.yaml", [])),
+        "resnet18": _resnets(),
+    }
+
+
+def step_times(place: Path, repetitions: int, say: Say) -> Table:
+    """Of every configuration the median seconds of a step by its arms, and their ratio.
+
+    The arms take turns; nothing else runs.
+    """
+    found = {}
+    for name, config in configurations().items():
+        path = place / f"{name}.yaml"
+        path.write_text(dump(config), encoding="utf-8")
+        arms = [Arm(path, way, threads) for way, threads in WAYS]
+        found[name] = compared(arms, repetitions, say)
+        local = min(found[name][arm.name]["seconds"] for arm in arms[:2])
+        found[name]["served / local"] = round(found[name][arms[2].name]["seconds"] / local, 3)
+        say(f"{name}: served / local {found[name]['served / local']}")
+    return found
+
+
+def precision_times(place: Path, repetitions: int, say: Say) -> Table:
+    """bf16 with channels_last against fp32, in the trainer's own process with two threads."""
+    paths = {}
+    for precision in ("fp32", "bf16"):
+        training = {"precision": precision}
+        config = _changed(load(PRESETS / "fashion.yaml", []), training=training)
+        paths[precision] = place / f"fashion-{precision}.yaml"
+        paths[precision].write_text(dump(_quiet(config)), encoding="utf-8")
+    arms = [Arm(path, "local", 2) for path in paths.values()]
+    for arm, precision in zip(arms, paths, strict=True):
+        arm.name = precision
+    found = compared(arms, repetitions, say)
+    ratio = found["bf16"]["seconds"] / found["fp32"]["seconds"]
+    return found | {"bf16 / fp32": round(ratio, 3)}
+
+
+def compared(arms: Sequence[Arm], repetitions: int, say: Say) -> Table:
+    """Median seconds of a step, and of waiting in it, of arms that take turns."""
+    told: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    with ExitStack() as stack:
+        for arm in arms:
+            stack.enter_context(arm)
+            say(f"{arm.name} is warm")
+        counts = {a.name: max(1, round(SECONDS / a.steps(2)["seconds"])) for a in arms}
+        for _ in range(repetitions):
+            for arm in arms:
+                told[arm.name].append(arm.steps(counts[arm.name]))
+    return {
+        name: {key: round(statistics.median(each[key] for each in own), 5) for key in own[0]}
+        for name, own in told.items()
+    }
+
+
+def _quiet(config: RunConfig) -> RunConfig:
+    """Without data, and long enough that no rate falls to nothing."""
+    return _changed(config.model_copy(update={"evaluations": {}}), training={"steps": 100_000})
+
+
+def _changed(config: RunConfig, *, training: dict[str, Any]) -> RunConfig:
+    changed = config.training.model_copy(update=training)
+    return config.model_copy(update={"training": changed})
+
+
+def _resnets() -> RunConfig:
+    labels = [f"label{index}" for index in range(20)]
+    config = load(
+        PRESETS / "digits.yaml", ["evaluations={}", f"training.batch_size={RESNET_BATCH}"]
+    )
+    teachers = [resnet18_teacher("one", labels[:10]), resnet18_teacher("two", labels[10:])]
+    return _quiet(config.model_copy(update={"teachers": teachers}))

@@ -1,0 +1,90 @@
+"""What is measured of serving, as far as it can be proved without measuring."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfka_dist.benchmarks import networks
+from dfka_dist.benchmarks.serving import whole
+from dfka_dist.benchmarks.serving.traffic import _least
+from dfka_dist.config import PRESETS
+from dfka_dist.loading import load
+from dfka_dist.models.sources import initial_weights
+from dfka_dist.teachers.interface import Question, TeacherOutput, Wanted
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import load_teachers
+
+ARMS = {"local, 1 thread": {"seconds": 0.4}, "served, 1 thread": {"seconds": 0.3}}
+MADE: dict[str, Any] = {
+    "steps": {"digits": {**ARMS, "served / local": 0.75}},
+    "precision": {"fp32": {"seconds": 2.0}, "bf16": {"seconds": 1.0}, "bf16 / fp32": 0.5},
+    "server": {"raw, forward": 100.0, "server / raw, forward": 0.97},
+    "bytes": {"labels alone": {"bytes": 11, "least": 10, "ratio": 1.1}},
+    "beyond compute": {"2.0 MB": 5.0},
+    "teachers": {"M = 1": 0.2, "M = 8": 0.21, "M = 8 / M = 1": 1.05},
+    "utilisation": [{"teachers": 8, "clients": 4, "utilisation": 0.93}],
+    "memory": {"server": {"at 200": 300, "at 1000": 301, "growth": 1.0}},
+}
+
+
+def loaded(*specs: Any) -> LocalTeachers:
+    return LocalTeachers(load_teachers(specs, initial_weights(specs, 0)))
+
+
+def test_a_sleeping_teacher_sleeps_in_forward_and_in_backward() -> None:
+    teachers = loaded(networks.sleeping_teacher("s", size=8, forward=0.1, backward=0.2))
+    asked = Question(torch.rand(2, 1, 8, 8), ("s",), Wanted(gradient=True))
+    began = time.perf_counter()
+    answer = teachers.forward(asked).result()["s"]
+    between = time.perf_counter()
+    assert answer.logits is not None
+    teachers.pullback(asked, {"s": TeacherOutput(torch.ones_like(answer.logits))}).result()
+    assert 0.1 <= between - began < 0.2
+    assert 0.2 <= time.perf_counter() - between < 0.3
+
+
+def test_the_measured_resnet_has_the_size_of_resnet18() -> None:
+    known = loaded(networks.resnet18_teacher("r", [str(i) for i in range(1000)])).descriptions["r"]
+    assert known.parameters == 11_689_512
+
+
+def test_the_least_possible_bytes_are_those_of_pictures_answers_and_gradients() -> None:
+    """128 pictures of 32x32, once; logits of five labels; no sums without statistics."""
+    config = load(PRESETS / "fashion.yaml", [])
+    specs = [spec.model_copy(update={"weights": None}) for spec in config.teachers]
+    known = loaded(*specs).descriptions
+    pictures, logits = 4 * 128 * 32 * 32, 4 * 128 * 5
+    assert _least(known, config, Wanted()) == pictures + 2 * logits
+    assert _least(known, config, Wanted(gradient=True)) == 3 * pictures + 4 * logits
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    for name, measured in MADE.items():
+        (tmp_path / f"{name.replace(' ', '-')}.json").write_text(json.dumps(measured))
+    return tmp_path
+
+
+def test_what_was_measured_before_is_not_measured_again(place: Path) -> None:
+    said: list[str] = []
+    assert whole.table(place, 5, said.append) == MADE
+    assert said == []
+
+
+def test_every_measure_is_a_table_with_its_title() -> None:
+    text = whole.text(MADE)
+    assert all(whole.TITLES[name] in text for name in whole.MEASURES)
+    assert "| digits, served, 1 thread | 0.3 |" in text
+    assert "| server | 300 | 301 | 1.0 |" in text
+    assert "| 8 | 4 | 0.93 |" in text
+
+
+def test_the_measures_are_drawn(tmp_path: Path) -> None:
+    whole.draw(MADE, tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
