@@ -1,0 +1,29 @@
+"""The run as frozen, validated data: every key, its default, and what it may be.
+
+`run.py` has the whole; the sections are in `networks.py`, `training.py` and `serving.py`.
+"""
+
+from dfka_dist.config.networks import GeneratorSpec, InputSpec, TargetSpec, TeacherSpec
+from dfka_dist.config.run import RunConfig
+from dfka_dist.config.serving import EvaluationSpec, RunSection, ServingSpec
+from dfka_dist.config.training import LossWeights, TrainingSpec
+from dfka_dist.config.values import PRESETS, Count, Name, Node, Precision, Task
+
+__all__ = [
+    "PRESETS",
+    "Count",
+    "EvaluationSpec",
+    "GeneratorSpec",
+    "InputSpec",
+    "LossWeights",
+    "Name",
+    "Node",
+    "Precision",
+    "RunConfig",
+    "RunSection",
+    "ServingSpec",
+    "TargetSpec",
+    "Task",
+    "TeacherSpec",
+    "TrainingSpec",
+]

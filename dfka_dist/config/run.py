@@ -1,0 +1,83 @@
+"""One whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from dfka_dist.config.checks import refuse_misfits
+from dfka_dist.config.networks import GeneratorSpec, TargetSpec, TeacherSpec
+from dfka_dist.config.serving import EvaluationSpec, RunSection, ServingSpec
+from dfka_dist.config.training import LossWeights, TrainingSpec
+from dfka_dist.config.values import Name, Node
+
+
+class RunConfig(Node):
+    """One whole run."""
+
+    run: RunSection
+    teachers: Annotated[list[TeacherSpec], Field(min_length=1)]
+    target: TargetSpec = TargetSpec()
+    generator: GeneratorSpec = GeneratorSpec()
+    losses: LossWeights = LossWeights()
+    training: TrainingSpec = TrainingSpec()
+    serving: ServingSpec = ServingSpec()
+    evaluations: dict[Name, EvaluationSpec] = {}
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        refuse_misfits(self)
+        return self
+
+    @property
+    def heard(self) -> list[TeacherSpec]:
+        """The teachers that know at least one of the customised labels."""
+        wanted = set(self.labels)
+        return [teacher for teacher in self.teachers if wanted & set(teacher.labels)]
+
+    @property
+    def has_homes(self) -> bool:
+        """Whether every image belongs to one teacher: single-label teachers of different labels
+        can never both be right about the same image."""
+        heard = self.heard
+        alike = all(set(teacher.labels) == set(heard[0].labels) for teacher in heard)
+        return not alike and any(teacher.task == "single_label" for teacher in heard)
+
+    @property
+    def is_teacherless(self) -> bool:
+        """Whether only an archive tells what the teachers said: none of them is there."""
+        archived = (self.training.images or "").startswith("archive:")
+        local = all(teacher.weights is None for teacher in self.teachers)
+        return archived and local
+
+    def without_unheard(self) -> Self:
+        """The run without the teachers that know no customised label."""
+        names = [teacher.name for teacher in self.heard]
+        evaluations = {
+            key: spec if spec.teachers == "all" else spec.model_copy(update={"teachers": kept})
+            for key, spec in self.evaluations.items()
+            if (kept := [name for name in names if spec.teachers == "all" or name in spec.teachers])
+        }
+        branch, distill = _only(names, self.target.branch), _only(names, self.losses.distill)
+        return self.model_copy(
+            update={
+                "teachers": self.heard,
+                "evaluations": evaluations,
+                "target": self.target.model_copy(update={"branch": branch}),
+                "losses": self.losses.model_copy(update={"distill": distill}),
+            }
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """The customised label set Y_cst, in the user's order."""
+        if self.target.labels != "all":
+            return list(self.target.labels)
+        return list(dict.fromkeys(label for teacher in self.teachers for label in teacher.labels))
+
+
+def _only(names: Sequence[str], given: object) -> object:
+    """What is given by teacher, for some of them; anything else stays as it is."""
+    return {n: v for n, v in given.items() if n in names} if isinstance(given, dict) else given

@@ -1,0 +1,157 @@
+"""What is learned and how: weights of the losses, and the trainer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from dfka_dist.config.values import (
+    Count,
+    Cpus,
+    Few,
+    ImageSource,
+    MaybeNone,
+    Name,
+    Node,
+    Precision,
+    Rate,
+    Seconds,
+    Weight,
+)
+
+OURS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "amp",
+    "torch_autocast",
+    "zero_optimization.stage",
+    "zero_allow_untested_optimizer",
+)
+"""What a run itself says of DeepSpeed's configuration, by other keys or by what it does."""
+
+
+def _not_ours(given: dict[str, Any]) -> dict[str, Any]:
+    zero = given.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError("zero_optimization is no mapping || its own keys below it")
+    for key in (*given, *(f"zero_optimization.{name}" for name in zero)):
+        if key in OURS:
+            raise ValueError(
+                f"{key} is not to be set here || batch_size, precision, zero_stage and the rates "
+                "under training"
+            )
+    return given
+
+
+class LossWeights(Node):
+    """Weight of every loss term; a weight of 0 costs nothing."""
+
+    one_hot: Weight = 1.0
+    activation: Weight = 0.0
+    entropy: Weight = 0.0
+    discrete: Weight = 0.0
+    group: Weight = 0.0
+    """Of eq. 11; the recipe paper is without its features' meaning where this is 0."""
+    batch_norm: Weight = 10.0
+    adversarial: Weight = 0.4
+    """Of a student that learns beside the generator; recipe joint."""
+    diversity: Weight = 4.0
+    total_variation: Weight = 0.0
+    l2: Weight = 0.0
+    distill: Weight | dict[Name, Weight] = 1.0
+    """Of eq. 13: one weight, or lambda_m of eq. 14 by teacher, 1 for those that are left out."""
+    logits: Weight = 1.0
+    link: Weight = 1.0
+    """lambda_2 of eq. 16, beside lambda_1 = 1; recipe paper."""
+
+    def lambda_of(self, teacher: str) -> float:
+        """lambda_m of eq. 14: how much a teacher counts beside the others."""
+        return self.distill.get(teacher, 1.0) if isinstance(self.distill, dict) else 1.0
+
+    def of(self, term: str) -> float:
+        """The weight of a whole term."""
+        weight = getattr(self, term)
+        return 1.0 if isinstance(weight, dict) else float(weight)
+
+
+class TrainingSpec(Node):
+    """How long, how large, how exact."""
+
+    recipe: Literal["joint", "paper", "distill"] = "joint"
+    """joint: both generators in turns; paper: one after the other, block by block; distill: no
+    generator, the target learns from `images`."""
+    steps: Count = 400
+    """Of the recipe's first phase: joint, synthesis, or distill."""
+    rehearsal_steps: MaybeNone = 3000
+    """Of the dual generator alone, on remembered images, behind the recipe joint's first phase."""
+    block_steps: Count = 200
+    """Of every block of the dual generator; recipe paper."""
+    images: ImageSource | None = None
+    """What the recipe distill learns from; never labels, only what the teachers say of images."""
+    archive: str | None = None
+    """Where every synthesized image is kept with the teachers' answers: a folder or pyarrow.fs
+    URI."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Synthesized images a step, over all workers together."""
+    micro_batch: Count | None = None
+    """Most images that a teacher is asked about at once; without it all of a worker's. What a
+    server keeps of them is bounded by `serving.cache_megabytes`, what it let go is computed again,
+    and the gradient is that of the whole batch."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Of the networks' forward and backward; auto is bf16 where the hardware has it, else fp32."""
+    workers: Few = 1
+    zero_stage: Literal[1, 2, 3] = 1
+    deepspeed: Annotated[dict[str, Any], AfterValidator(_not_ours)] = {}
+    """Merged into what DeepSpeed is told of every engine: gradient_clipping, what offloads or
+    overlaps under zero_optimization, and so on."""
+    sampled_labels: bool = True
+    """Ask for sampled label sets; otherwise eq. 5 takes the teachers' own decisions as targets."""
+    dual_steps: Annotated[int, Field(ge=1)] = 4
+    """Steps of the dual generator for each step of the generator."""
+    fresh_every: Count = 2
+    """Every how-manyth image of the newest batch is in a dual batch."""
+    remember_every: Count = 2
+    """For every how-manyth column of a batch a remembered image comes with it."""
+    memory_megabytes: Annotated[int, Field(ge=1, le=2**24)] = 512
+    """Of all workers together; the oldest images make room, so that a rehearsal on images of the
+    whole way needs room for the whole way."""
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Most that synthesized images are shifted (in halves of the picture), turned (in radians) and
+    scaled on their way to the teachers, while the generator learns."""
+    move: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Most that remembered images are shifted (in halves of the picture), turned (in radians) and
+    scaled before the teachers are asked again."""
+    mix: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Share of the remembered images that are mixed with another before that."""
+    generator_rate: Rate = 2e-3
+    dual_rate: Rate = 2e-3
+    """Of the dual generator beside the generator, block by block, or from given images; of filters
+    at other depths."""
+    rehearsal_rate: Rate = 5e-3
+    """Of the dual generator in the rehearsal, and of targets at other depths, when they begin; it
+    falls to 0."""
+    fine_tune_steps: MaybeNone = 200
+    fine_tune_rate: Rate = 2e-4
+    branch_steps: MaybeNone = 0
+    """For the filters at all depths short of B, and as many for trunk and filters of a target at
+    each of them, at the rate of the rehearsal; 0: no such targets. The recipe paper has trained
+    every depth already, and needs none."""
+    candidates: Count = 4
+    """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
+    data; the best is kept."""
+    probe_images: Annotated[int, Field(ge=4)] = 4096
+    """On which they are compared: of generators at four moments in equal parts, and all of them
+    again mixed and moved. Kept in 32 bits; fewer make do with less memory for large images."""
+    threads: Few | None = None
+    """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
+    worker_cpus: Cpus = 1.0
+    worker_gpus: Literal[0, 1] = 0
+    report_every: Count = 10
+    timeout: Seconds = 600.0
+    """Seconds after which a collective that waits ends the run."""
