@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch import Tensor
 
 from dfka_dist import launch
 from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.errors import TeacherUnavailable
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -21,6 +24,8 @@ from dfka_dist.training.outcome import Outcome
 from distributed.conftest import MakePool, alive, left_since
 
 Tiny = Callable[..., RunConfig]
+SOON = 30.0
+"""Seconds; a collective would wait for 600."""
 
 
 @dataclass(frozen=True)
@@ -120,3 +125,23 @@ def test_served_teachers_make_the_network_that_local_ones_make(
 
 def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
+
+
+def test_two_workers_that_lose_a_teacher_end_soon_and_say_which(
+    two: list[TeacherSpec], tiny: Tiny, make_pool: MakePool, process_group: None
+) -> None:
+    """Its only server is killed for good between two steps; neither worker waits for the other."""
+    before = alive()
+    ended: list[float] = []
+    with make_pool(two, restarts=0) as pool:
+
+        def kill(record: Record) -> None:
+            if not ended and record["step"] >= 10:
+                ended.append(time.monotonic())
+                ray.kill(pool.servers["third"][0], no_restart=True)
+
+        config = tiny(workers=2, steps=100_000, rehearsal_steps=0)
+        with pytest.raises(TeacherUnavailable, match="teacher third has no server left"):
+            launch.amalgamate(config, pool.teachers, kill)
+        assert time.monotonic() - ended[0] < SOON
+    assert left_since(before) == set()
