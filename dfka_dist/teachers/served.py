@@ -14,7 +14,13 @@ from typing import Any, Generic, TypeVar
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    RayActorError,
+    RayTaskError,
+)
 from torch import Tensor
 
 from dfka_dist.config import Precision
@@ -99,7 +105,7 @@ class ServedTeachers:
     def forward(self, question: Question) -> _Asked[TeacherOutput]:
         """See `Teachers.forward`; the inputs are put once, however many teachers read them."""
         inputs = wire.encode(question.inputs, self._wire)
-        sent = _Sent(ray.put(inputs))
+        sent = _Sent(_put(inputs), len(question.inputs))
         self.traffic.sent += inputs.nbytes
         if question.wanted.gradient:
             self._sent[question.key] = sent
@@ -216,8 +222,8 @@ class _Replica:
 class _Sent:
     """Where a question's inputs lie and who was asked."""
 
-    def __init__(self, inputs: Any) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: Any, rows: int = 0) -> None:
+        self.inputs, self.rows = inputs, rows
         self.replicas: dict[str, _Replica] = {}
         self.passed: dict[str, Passed] = {}
 
@@ -272,7 +278,7 @@ class _Asked(Generic[Answer]):
                 raise self._late(name) from None
             except (RayActorError, ObjectLostError, RayTaskError) as error:
                 if not _is_gone(error):
-                    raise RunFailed(f"teacher {name} failed: {error.cause}") from error
+                    raise RunFailed(_failure(name, self._sent.rows, error)) from error
                 replica.alive = False
                 self.send(name)
                 continue
@@ -290,6 +296,27 @@ def _is_gone(error: Exception) -> bool:
     """Whether a server died, or what it left for another; not what a teacher's own code raised."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return isinstance(cause, RayActorError | ObjectLostError)
+
+
+def _failure(name: str, rows: int, error: Exception) -> str:
+    """What a teacher's own code raised; and what to do where it will never have the memory."""
+    cause = getattr(error, "cause", error)
+    no_room = isinstance(cause, torch.OutOfMemoryError | MemoryError)
+    if no_room or "can't allocate memory" in str(cause):
+        remedy = "training.micro_batch bounds how many, serving.cache_megabytes what is kept"
+        return f"teacher {name} has no memory for {rows} images at once: {remedy}"
+    return f"teacher {name} failed: {cause}"
+
+
+def _put(inputs: wire.Array) -> Reference:
+    try:
+        return ray.put(inputs)
+    except ObjectStoreFullError as error:
+        megabytes = inputs.nbytes / 2**20
+        raise RunFailed(
+            f"a batch of {megabytes:,.0f} MiB does not fit into Ray's object store: a smaller "
+            "training.batch_size, training.micro_batch, or a larger store"
+        ) from error
 
 
 def _output(said: list[Any], device: torch.device) -> TeacherOutput:

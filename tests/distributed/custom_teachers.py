@@ -21,6 +21,8 @@ SLOW, SECONDS = 7, 1.0
 """A batch of this size takes this long."""
 FAILING = 13
 """A batch of this size raises."""
+HUGE = 17
+"""A batch of this size wants more memory than there is."""
 
 
 @torch.library.custom_op("dfka_tests::moody", mutates_args=())
@@ -29,6 +31,8 @@ def moody(images: Tensor) -> Tensor:
         time.sleep(SECONDS)
     if len(images) == FAILING:
         raise ArithmeticError("this teacher cannot count")
+    if len(images) == HUGE:
+        torch.empty(2**58, dtype=torch.uint8)
     return images.clone()
 
 

@@ -18,7 +18,7 @@ from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
 from distributed.asking import answered, error, gradient_is_right, parts, pulled_back, question
 from distributed.conftest import MakePool
-from distributed.custom_teachers import FAILING, SECONDS, SLOW
+from distributed.custom_teachers import FAILING, HUGE, SECONDS, SLOW
 
 BOTH = ("first", "second")
 DEPTHS = (0, 1, 2, 3)
@@ -166,6 +166,15 @@ def test_a_teacher_that_raises_ends_the_run_with_its_name_and_what_it_said(
 ) -> None:
     pending = served.forward(Question(torch.rand(FAILING, 1, 16, 16), ("first",)))
     with pytest.raises(RunFailed, match="teacher first failed: this teacher cannot count"):
+        pending.result()
+
+
+def test_a_batch_that_can_never_fit_is_refused_with_its_size_and_the_remedy(
+    served: ServedTeachers,
+) -> None:
+    pending = served.forward(Question(torch.rand(HUGE, 1, 16, 16), ("first",)))
+    said = rf"teacher first has no memory for {HUGE} images at once: training\.micro_batch"
+    with pytest.raises(RunFailed, match=said):
         pending.result()
 
 
