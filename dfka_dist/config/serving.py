@@ -44,6 +44,10 @@ class ServingSpec(Node):
     threads: Few = 1
     cache_megabytes: Count = 1024
     """Bound on the graphs that a server keeps between forward and pullback."""
+    precision: Precision | None = None
+    """What teachers compute in; without it what the trainer does. Statistics are summed in fp32."""
+    compile: bool = False
+    """Have every block compiled by torch.compile when its first questions come."""
     strategy: Literal["pack", "spread"] = "pack"
     start_timeout: Seconds = 120.0
     restarts: Annotated[int, Field(ge=0, le=65_536)] = 3

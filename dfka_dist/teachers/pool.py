@@ -169,6 +169,7 @@ class TeacherPool:
                 threads=self._serving.threads,
                 cache_bytes=self._serving.cache_megabytes * 2**20,
                 stages=seat.stages,
+                compiled=self._serving.compile,
                 replica=seat.replica,
                 shard=seat.shard,
             )

@@ -61,6 +61,7 @@ class TeacherServer:
 
     Args:
         stages: those that are held here, the head being the last; None for all.
+        compiled: by `torch.compile`.
         replica, shard: which one this is, for whoever looks from outside.
         store: name of the `WeightStore`: a server needs no file. Not its handle, which would be an
             object that a restart could miss.
@@ -75,6 +76,7 @@ class TeacherServer:
         threads: int,
         cache_bytes: int,
         stages: range | None = None,
+        compiled: bool = False,
         replica: int = 0,
         shard: int = 0,
     ) -> None:
@@ -87,7 +89,8 @@ class TeacherServer:
         self._begin = 0 if stages is None else stages.start
         if stages is not None:
             teacher.keep(stages)
-        self._teacher = RememberingTeacher(teacher.to(self._device), cache_bytes)
+        teacher.to(self._device)
+        self._teacher = RememberingTeacher(teacher.compile() if compiled else teacher, cache_bytes)
         self._meters = ServerMeters(spec.name, replica, shard)
 
     def describe(self) -> TeacherDescription:

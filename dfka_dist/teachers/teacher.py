@@ -70,6 +70,12 @@ class Teacher:
         self._stages = stages
         return self
 
+    def compile(self) -> Teacher:
+        """Have `torch.compile` make every stage that is held, at its first call; in place."""
+        for index in self._stages:
+            self.chain.stages[index].compile()
+        return self
+
     def forward(
         self,
         inputs: Tensor,

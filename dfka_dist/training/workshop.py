@@ -57,7 +57,8 @@ class Workshop:
         self.columns = range(rank * share, (rank + 1) * share)
         self.streams = Streams(config.run.seed)
         self.branching = Branching(config, teachers.descriptions)
-        self.panel = Panel(config, teachers, self.columns, self.precision)
+        asked_in = config.serving.precision or self.precision
+        self.panel = Panel(config, teachers, self.columns, asked_in)
         self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.diary = Diary(config.training, teachers, None if rank else report)
         self.probe = ProbeSet(self.panel)

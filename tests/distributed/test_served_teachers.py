@@ -204,6 +204,21 @@ def test_a_client_that_was_sent_to_another_process_asks_the_same_servers(
     assert error(logits, answered(local, asked).logits) <= TOLERANCE
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_compiled_teachers_give_equal_answers_and_gradients(
+    specs: dict[str, TeacherSpec], make_pool: MakePool, local: LocalTeachers, shards: int
+) -> None:
+    """Statistics and all; what is heard inside the blocks is heard of compiled ones too."""
+    asked = question(local, "second", 0)
+    with make_pool([specs["second"]], compile=True, shards=shards) as pool:
+        pairs = zip(
+            parts(answered(pool.teachers, asked)), parts(answered(local, asked)), strict=True
+        )
+        assert max(error(there, here) for there, here in pairs) <= 1e-5
+        got = pulled_back(pool.teachers, asked)
+    assert error(got.inputs, pulled_back(local, asked).inputs) <= 1e-5
+
+
 # seen from outside
 
 METERS = {
