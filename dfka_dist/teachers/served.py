@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,8 @@ class Traffic:
 
 
 class ServedTeachers:
-    """One client's view of a `TeacherPool`; can be sent to another process, where it starts afresh.
+    """One client's view of a `TeacherPool`; can be sent to another process, where it starts afresh,
+    and be used by two threads of one.
 
     Args:
         replicas: per teacher the servers of each replica.
@@ -69,7 +71,7 @@ class ServedTeachers:
         self._in_flight, self._wire, self._timeout = in_flight, wire_precision, timeout
         self._sent: dict[str, _Sent] = {}
         self._meters = ClientMeters()
-        self.traffic = Traffic()
+        self.traffic, self._lock = Traffic(), threading.Lock()
         self._servers = sum(len(shards.handles) for own in replicas.values() for shards in own)
         self._computed = self.waited = 0.0
 
@@ -106,7 +108,7 @@ class ServedTeachers:
         """See `Teachers.forward`; the inputs are put once, however many teachers read them."""
         inputs = wire.encode(question.inputs, self._wire)
         sent = _Sent(_put(inputs), len(question.inputs))
-        self.traffic.sent += inputs.nbytes
+        self._has_sent(inputs)
         if question.wanted.gradient:
             self._sent[question.key] = sent
         calls = {name: self._call(question, name) for name in question.teachers}
@@ -124,7 +126,7 @@ class ServedTeachers:
         sent = self._sent.pop(question.key)
         calls = {name: self._call(question, name) for name in cotangents}
         arrays = {name: wire.encode_output(own, self._wire) for name, own in cotangents.items()}
-        self.traffic.sent += sum(wire.nbytes(*own) for own in arrays.values())
+        self._has_sent(*(array for own in arrays.values() for array in own))
 
         def ask(name: str, shards: Shards) -> list[Reference]:
             before = sent.replicas[name].shards
@@ -149,8 +151,7 @@ class ServedTeachers:
     def _call(self, question: Question, name: str) -> Call:
         gate = question.gates.get(name)
         encoded = None if gate is None else wire.encode(gate, self._wire)
-        self.traffic.sent += wire.nbytes(encoded)
-        self.traffic.calls += 1
+        self._has_sent(encoded, calls=1)
         return Call(
             question.key,
             question.depth,
@@ -174,14 +175,21 @@ class ServedTeachers:
         return asked
 
     def _has_waited(self, seconds: float) -> None:
-        self.waited += seconds
+        with self._lock:
+            self.waited += seconds
         self._meters.waited(seconds)
 
+    def _has_sent(self, *arrays: wire.Array | None, calls: int = 0) -> None:
+        with self._lock:
+            self.traffic.sent += wire.nbytes(*arrays)
+            self.traffic.calls += calls
+
     def _has_come(self, replies: Sequence[Reply]) -> None:
-        for reply in replies:
-            self._computed += reply.seconds
-            if not isinstance(reply.arrays, dict):
-                self.traffic.received += wire.nbytes(*reply.arrays)
+        with self._lock:
+            for reply in replies:
+                self._computed += reply.seconds
+                if not isinstance(reply.arrays, dict):
+                    self.traffic.received += wire.nbytes(*reply.arrays)
 
     def _count(self, name: str) -> None:
         out = sum(len(replica.outstanding) for replica in self._replicas[name])
@@ -202,7 +210,7 @@ class _Replica:
     def __init__(self, shards: Shards, in_flight: int) -> None:
         self.shards = shards
         self.alive = True
-        self.outstanding: list[Reference] = []
+        self.outstanding: dict[Reference, None] = {}
         self._in_flight = in_flight
 
     def admit(self, timeout: float) -> None:
@@ -211,12 +219,12 @@ class _Replica:
         Raises:
             GetTimeoutError: none was answered in time.
         """
-        while len(self.outstanding) >= self._in_flight:
-            done, self.outstanding = ray.wait(
-                self.outstanding, num_returns=1, timeout=timeout, fetch_local=False
-            )
+        while len(out := list(self.outstanding)) >= self._in_flight:
+            done, _ = ray.wait(out, num_returns=1, timeout=timeout, fetch_local=False)
             if not done:
                 raise GetTimeoutError
+            for reference in done:
+                self.outstanding.pop(reference, None)
 
 
 class _Sent:
@@ -251,7 +259,7 @@ class _Asked(Generic[Answer]):
         finally:
             self._client._has_waited(time.monotonic() - began)
         references = self._ask(name, replica.shards)
-        replica.outstanding.append(references[-1])
+        replica.outstanding[references[-1]] = None
         self._sent.replicas[name] = replica
         self._references[name] = references
         self._client._count(name)
@@ -282,7 +290,7 @@ class _Asked(Generic[Answer]):
                 replica.alive = False
                 self.send(name)
                 continue
-            replica.outstanding = [r for r in replica.outstanding if r != references[-1]]
+            replica.outstanding.pop(references[-1], None)
             self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])

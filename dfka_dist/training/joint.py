@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dfka_dist.losses import LossReport
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Pending
+from dfka_dist.training.aside import Aside
 from dfka_dist.training.collectives import average_buffers
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine
@@ -34,6 +35,7 @@ class Joint:
         self._training, self._weights = config.training, config.losses
         self._rehearsal = workshop.rehearsal(memory)
         self._remembered = self._ask_about_remembered(0)
+        self._aside = Aside.fitting(workshop.device)
         self._synthesis = workshop.synthesis(generator, self._weights)
         self._engine = workshop.engine(target.trunk, self._training.dual_rate)
         self._dual = Dual(
@@ -64,6 +66,7 @@ class Joint:
 
     def close(self) -> None:
         """Give back the dual generator's engine."""
+        self._aside.close()
         self._engine.destroy()
 
     def _state(self) -> DualState:
@@ -84,15 +87,18 @@ class Joint:
         half = training.dual_steps // 2
         self._synthesis.engine.network.train()
         drawn = self._workshop.draw("joint", step)
-        batch = self._synthesis.ask(drawn)
-        # The student learns from memory while the teachers look at the new images, and again
-        # while they carry gradients back. Which images meet which weights depends on nothing
-        # but the step.
+        # The student learns from memory while the generator makes images and the teachers look at
+        # them, and again while gradients go back through both. Which images meet which weights
+        # depends on nothing but the step.
+        asking = self._aside.now(lambda: self._synthesis.ask(drawn))
         reports = self._study(range(half), rate)
+        batch = asking.result()
         weights = weights_at(self._weights, step, training.steps)
         criticism = self._synthesis.criticise(batch, self._target, weights)
+        own_rate = generator_rate(self._workshop, step)
+        learning = self._aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
         reports += self._study(range(half, training.dual_steps), rate)
-        self._synthesis.learn(batch, criticism, generator_rate(self._workshop, step))
+        learning.result()
         self._memory.add(criticism.labelled)
         if step + 1 < training.steps:
             self._remembered = self._ask_about_remembered(step + 1)

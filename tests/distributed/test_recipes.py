@@ -17,7 +17,9 @@ from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training import joint
 from dfka_dist.training.amalgamator import Amalgamator
+from dfka_dist.training.aside import Aside
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import SAMPLES, Network, Outcome
 
@@ -227,3 +229,17 @@ def branch_points(network: Network) -> dict[str, int]:
 
 def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_both_generators_at_once_make_the_bits_that_they_make_in_turns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    found = []
+    for helped in (True, False):
+        own = Aside(helped=helped)
+        monkeypatch.setattr(joint.Aside, "fitting", lambda _, own=own: own)
+        found.append(run("joint", zero_stage=zero_stage).outcome)
+    for one, other in zip(found[0].networks, found[1].networks, strict=True):
+        assert all(other.state[key].equal(value) for key, value in one.state.items())
+    assert torch.equal(found[0].samples, found[1].samples)

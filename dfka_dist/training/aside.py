@@ -1,0 +1,66 @@
+"""Work of one network beside that of another, in a thread of its own.
+
+PyTorch lets go of Python's lock while it computes, so two networks can be trained at the same time
+on two cores where the operations of one are too small to keep both busy. Nothing that runs aside
+may read what the other side writes: then the numbers are the same bits in either order, or at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+from dfka_dist.training.collectives import rank_and_size
+
+Made = TypeVar("Made")
+
+
+class Aside:
+    """One helping thread, or none: then all is done in the caller's, one after the other.
+
+    Args:
+        helped: whether there is one.
+    """
+
+    def __init__(self, *, helped: bool) -> None:
+        self._helper = ThreadPoolExecutor(1, "aside") if helped else None
+
+    @classmethod
+    def fitting(cls, device: torch.device) -> Aside:
+        """With a helper on a CPU: kernels on a GPU overlap by themselves. With several workers
+        without: two threads would bring their collectives in an order that differs by worker."""
+        return cls(helped=device.type == "cpu" and rank_and_size()[1] == 1)
+
+    def now(self, call: Callable[[], Made]) -> Future[Made] | Later[Made]:
+        """Begin at once; without a helper, have it done before anything else."""
+        if self._helper is not None:
+            return self._helper.submit(call)
+        later = Later(call)
+        later.result()
+        return later
+
+    def later(self, call: Callable[[], Made]) -> Future[Made] | Later[Made]:
+        """Begin at once; without a helper, do it when the result is asked for."""
+        return Later(call) if self._helper is None else self._helper.submit(call)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._helper is not None:
+            self._helper.shutdown()
+
+
+class Later(Generic[Made]):
+    """Something that is done when its result is asked for, once."""
+
+    def __init__(self, call: Callable[[], Made]) -> None:
+        self._call = call
+        self._made: list[Made] = []
+
+    def result(self) -> Made:
+        """What was made."""
+        if not self._made:
+            self._made.append(self._call())
+        return self._made[0]

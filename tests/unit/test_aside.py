@@ -1,0 +1,74 @@
+"""Work in a thread beside the caller's, or without one in the caller's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from dfka_dist.training.aside import Aside
+
+BOTH = pytest.mark.parametrize("helped", [True, False])
+
+
+@pytest.fixture
+def made() -> Iterator[Callable[[bool], Aside]]:
+    """A factory; all threads are ended."""
+    found = []
+
+    def make(helped: bool) -> Aside:
+        found.append(Aside(helped=helped))
+        return found[-1]
+
+    yield make
+    for aside in found:
+        aside.close()
+
+
+@BOTH
+def test_what_was_made_is_the_result_and_made_once(
+    made: Callable[[bool], Aside], helped: bool
+) -> None:
+    calls: list[int] = []
+    aside = made(helped)
+    for begin in (aside.now, aside.later):
+        waiting = begin(lambda: calls.append(1) or len(calls))
+        assert waiting.result() == waiting.result() == len(calls)
+    assert calls == [1, 1]
+
+
+@BOTH
+def test_what_went_wrong_aside_is_raised_where_the_result_is_asked_for(
+    made: Callable[[bool], Aside], helped: bool
+) -> None:
+    waiting = made(helped).later(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        waiting.result()
+
+
+def test_a_helper_works_while_the_caller_does(made: Callable[[bool], Aside]) -> None:
+    """Each waits for the other: one after the other they would never end."""
+    meeting = threading.Barrier(2, timeout=10)
+    waiting = made(True).later(meeting.wait)
+    meeting.wait()
+    assert waiting.result() in (0, 1)
+
+
+def test_without_a_helper_what_is_begun_now_is_done_before_anything_else(
+    made: Callable[[bool], Aside],
+) -> None:
+    order: list[str] = []
+    aside = made(False)
+    now = aside.now(lambda: order.append("now"))
+    later = aside.later(lambda: order.append("later"))
+    order.append("caller")
+    now.result(), later.result()
+    assert order == ["now", "caller", "later"]
+
+
+def test_a_helper_computes_with_as_many_threads_as_the_caller(
+    made: Callable[[bool], Aside],
+) -> None:
+    assert made(True).later(torch.get_num_threads).result() == torch.get_num_threads()
