@@ -30,9 +30,14 @@ class Aside:
 
     @classmethod
     def fitting(cls, device: torch.device) -> Aside:
-        """With a helper on a CPU: kernels on a GPU overlap by themselves. With several workers
-        without: two threads would bring their collectives in an order that differs by worker."""
-        return cls(helped=device.type == "cpu" and rank_and_size()[1] == 1)
+        """With a helper where one worker computes on a CPU with one thread.
+
+        Kernels on a GPU overlap by themselves; threads within operations and beside each other are
+        more than the cores there are; and two threads would bring their collectives in an order
+        that differs by worker.
+        """
+        alone = rank_and_size()[1] == 1 and torch.get_num_threads() == 1
+        return cls(helped=device.type == "cpu" and alone)
 
     def now(self, call: Callable[[], Made]) -> Future[Made] | Later[Made]:
         """Begin at once; without a helper, have it done before anything else."""

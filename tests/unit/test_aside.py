@@ -72,3 +72,19 @@ def test_a_helper_computes_with_as_many_threads_as_the_caller(
     made: Callable[[bool], Aside],
 ) -> None:
     assert made(True).later(torch.get_num_threads).result() == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("threads", "helped"), [(1, True), (2, False)])
+def test_only_a_trainer_with_one_thread_has_a_helper(threads: int, helped: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        aside = Aside.fitting(torch.device("cpu"))
+        meeting = threading.Event()
+        waiting = aside.later(meeting.set)
+        began = meeting.wait(timeout=5 if helped else 0.2)
+        waiting.result()
+        aside.close()
+    finally:
+        torch.set_num_threads(before)
+    assert began is helped
