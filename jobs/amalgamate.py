@@ -29,6 +29,7 @@ from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
 from dfka_dist.scoring import Data, Scorer, load_data
 from dfka_dist.teachers.interface import TeacherDescription
+from dfka_dist.teachers.micro import in_parts
 from dfka_dist.teachers.nodes import NodeResources, read_nodes
 from dfka_dist.teachers.placement import PlacementPlan, plan
 from dfka_dist.teachers.pool import TeacherPool
@@ -151,7 +152,8 @@ def _run(
             progress.message("starting the trainer")
             outcome = launch.amalgamate(config, teachers, on_record, ready.start)
             progress.message("scoring")
-            scorer = Scorer([] if config.is_teacherless else ready.data, teachers.exact())
+            asked = in_parts(teachers.exact(), config.training.micro_batch)
+            scorer = Scorer([] if config.is_teacherless else ready.data, asked)
             evaluations = {
                 network.name: scorer.score(results.rebuilt(network)) for network in outcome.networks
             }

@@ -17,6 +17,7 @@ from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
 from dfka_dist.scoring import Scorer, load_data
 from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.micro import in_parts
 from dfka_dist.teachers.teacher import load_teachers
 
 FILE = "evaluation.json"
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = commandline.output_folder(arguments, config, [FILE]) if arguments.output else None
     target = _target(arguments.target_net, arguments.allow_code)
     _check(target, config)
-    teachers = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
+    whole = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
+    teachers = in_parts(whole, config.training.micro_batch)
     data = load_data(config)
     if not data:
         raise InputError("evaluations", "is missing", "a data set to score on")

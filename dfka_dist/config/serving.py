@@ -35,12 +35,14 @@ class ServingSpec(Node):
     in_flight: Count = 4
     """Calls that one client may have outstanding with one replica."""
     cpus: Cpus = 0.5
-    gpus: Annotated[float, Field(ge=0)] = 0.0
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of a GPU for each server."""
     shards: Few | None = None
     """Servers of one replica, each with some of the teacher's blocks; without it as few as the
     memory of their part of a GPU allows, one where that is not known."""
     gpu_gigabytes: Annotated[float, Field(gt=0)] | None = None
-    """Memory of one GPU, in GiB; without it what the nodes tell."""
+    """Memory of one GPU, in GiB. Without it what `--nodes` or this machine says; a Ray cluster says
+    nothing, and without it no teacher is cut there by itself."""
     threads: Few = 1
     cache_megabytes: Count = 1024
     """Bound on the graphs that a server keeps between forward and pullback."""

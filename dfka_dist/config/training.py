@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -20,32 +21,37 @@ from dfka_dist.config.values import (
     Weight,
 )
 
-OURS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "optimizer",
-    "scheduler",
-    "fp16",
-    "bf16",
-    "amp",
-    "torch_autocast",
-    "zero_optimization.stage",
-    "zero_allow_untested_optimizer",
+YOURS = (
+    "activation_checkpointing",
+    "aio",
+    "comms_logger",
+    "communication_data_type",
+    "dump_state",
+    "flops_profiler",
+    "gradient_clipping",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
 )
-"""What a run itself says of DeepSpeed's configuration, by other keys or by what it does."""
+"""What may be said of DeepSpeed's configuration; the rest a run says itself, or does not have.
+DeepSpeed passes over keys that it does not know."""
 
 
-def _not_ours(given: dict[str, Any]) -> dict[str, Any]:
+def _yours(given: dict[str, Any]) -> dict[str, Any]:
     zero = given.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ValueError("zero_optimization is no mapping || its own keys below it")
-    for key in (*given, *(f"zero_optimization.{name}" for name in zero)):
-        if key in OURS:
-            raise ValueError(
-                f"{key} is not to be set here || batch_size, precision, zero_stage and the rates "
-                "under training"
-            )
+    if "stage" in zero:
+        raise ValueError("zero_optimization.stage is not to be set here || training.zero_stage")
+    for key in given:
+        if key not in YOURS:
+            near = difflib.get_close_matches(key, YOURS, 1)
+            remedy = near[0] if near else f"one of {', '.join(YOURS)}"
+            raise ValueError(f"{key} is not to be set here || {remedy}")
     return given
 
 
@@ -107,7 +113,7 @@ class TrainingSpec(Node):
     """Of the networks' forward and backward; auto is bf16 where the hardware has it, else fp32."""
     workers: Few = 1
     zero_stage: Literal[1, 2, 3] = 1
-    deepspeed: Annotated[dict[str, Any], AfterValidator(_not_ours)] = {}
+    deepspeed: Annotated[dict[str, Any], AfterValidator(_yours)] = {}
     """Merged into what DeepSpeed is told of every engine: gradient_clipping, what offloads or
     overlaps under zero_optimization, and so on."""
     sampled_labels: bool = True
@@ -145,11 +151,13 @@ class TrainingSpec(Node):
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""
-    probe_images: Annotated[int, Field(ge=4)] = 4096
+    probe_images: Annotated[int, Field(ge=64)] = 4096
     """On which they are compared: of generators at four moments in equal parts, and all of them
     again mixed and moved. Kept in 32 bits; fewer make do with less memory for large images."""
     threads: Few | None = None
-    """CPU threads of a worker; without it the machine's cores but one, shared by the workers."""
+    """CPU threads of an operation in a worker; without it the machine's cores but one, shared by
+    the workers. A worker that is alone and has one lets both generators compute at once, one
+    each."""
     worker_cpus: Cpus = 1.0
     worker_gpus: Literal[0, 1] = 0
     report_every: Count = 10

@@ -22,20 +22,18 @@ class Needs:
 
     Args:
         fixed: parameters and buffers.
-        graph: what is kept of one batch between forward and pullback.
-        kept: how many such batches, at most, besides the one that is at work.
-        cache: bytes that all kept ones together may have.
+        graph: what one batch at work saves for its pullback.
+        cache: bytes that the graphs of all batches before it may have together.
     """
 
     fixed: Sequence[int]
     graph: Sequence[int]
-    kept: int
     cache: int
 
     def of(self, stages: range) -> int:
         """Of a server that holds these."""
         fixed, graph = (sum(v[s] for s in stages) for v in (self.fixed, self.graph))
-        return CONTEXT + fixed + graph + min(self.cache, self.kept * graph)
+        return CONTEXT + fixed + graph + self.cache
 
 
 def cut_teachers(
@@ -92,7 +90,7 @@ def _cut(
             f"is {asked}, and {teacher.name} has {stages} parts, its head among them",
             f"{stages} or fewer, or more blocks under teachers.{index}.blocks",
         )
-    even = needs or Needs([1] * stages, [0] * stages, 0, 0)
+    even = needs or Needs([1] * stages, [0] * stages, 0)
     if room is None:
         return balanced(even, asked or 1)
     for count in [asked] if asked else range(1, stages + 1):
@@ -119,9 +117,10 @@ def _room(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
 def _needs(config: RunConfig, description: TeacherDescription) -> Needs:
     images = config.training.batch_size // config.training.workers
     images = min(images, config.training.micro_batch or images)
-    return Needs(
-        description.stage_bytes,
-        [images * each for each in description.graph_bytes],
-        config.serving.in_flight * config.training.workers,
-        config.serving.cache_megabytes * 2**20,
-    )
+    # In bf16 every batch at work has a copy of the frozen parameters, of half the bytes.
+    fp32 = (config.serving.precision or config.training.precision) == "fp32"
+    graph = [
+        images * saved + (0 if fp32 else fixed // 2)
+        for saved, fixed in zip(description.graph_bytes, description.stage_bytes, strict=True)
+    ]
+    return Needs(description.stage_bytes, graph, config.serving.cache_megabytes * 2**20)

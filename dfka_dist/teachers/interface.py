@@ -149,12 +149,12 @@ class Teachers(Protocol):
 
     @property
     def waited(self) -> float:
-        """Seconds that the caller has stood still for answers so far."""
+        """Seconds that the caller's threads have stood still for answers so far, together."""
 
     @property
     def worked(self) -> float | None:
-        """Seconds that a server has computed for the caller so far, the mean over all servers;
-        None where there is none."""
+        """Seconds that a server has computed for this caller so far, the mean over all servers;
+        None where there is none. What it computed for others is not in it."""
 
     def forward(self, question: Question) -> Pending[dict[str, TeacherOutput]]:
         """Ask every teacher of the question; outputs are detached, fp32 or wider."""

@@ -114,7 +114,9 @@ class RememberingTeacher:
             output = self.teacher.forward(
                 inputs, depth=depth, gate=gate, wanted=wanted, precision=precision
             )
-        return _Graph(inputs, gate, output, sum(held.values()))
+        own = self.teacher.storages
+        nbytes = sum(size for place, size in held.items() if place not in own)
+        return _Graph(inputs, gate, output, nbytes)
 
     def _keep(self, key: str, graph: _Graph) -> None:
         self._graphs[key] = graph

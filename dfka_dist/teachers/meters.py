@@ -1,6 +1,7 @@
 """What servers and clients tell Ray's metrics, from where Prometheus reads them.
 
-Seconds in the queue are from when a client asked until a server began, by the clocks of both.
+Seconds in the queue are from when a client asked until a server began, by the clocks of both; they
+are told by the server that a question comes to first, and hold what a client waited for admission.
 """
 
 from __future__ import annotations
@@ -50,14 +51,15 @@ class ServerMeters:
             meter.set_default_tags(own)
 
     @contextmanager
-    def call(self, kind: str, asked_at: float) -> Iterator[Watch]:
+    def call(self, kind: str, asked_at: float | None) -> Iterator[Watch]:
         """One call from beginning to end.
 
         Args:
-            asked_at: as `time.time` says.
+            asked_at: as `time.time` says; None for what comes from another shard.
         """
         began = time.perf_counter()
-        self._queued.observe(max(0.0, time.time() - asked_at), {"kind": kind})
+        if asked_at is not None:
+            self._queued.observe(max(0.0, time.time() - asked_at), {"kind": kind})
         watch = Watch()
         yield watch
         watch.seconds = time.perf_counter() - began

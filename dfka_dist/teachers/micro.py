@@ -28,6 +28,11 @@ from dfka_dist.teachers.interface import (
 Answer = TypeVar("Answer")
 
 
+def in_parts(teachers: Teachers, rows: int | None) -> Teachers:
+    """The teachers, asked about so many images at once; as they are where that is None."""
+    return teachers if rows is None else MicroBatchedTeachers(teachers, rows)
+
+
 class MicroBatchedTeachers:
     """`Teachers` in front of others, who are asked about at most `rows` images at once."""
 

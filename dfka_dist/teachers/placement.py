@@ -166,9 +166,13 @@ def _fit(wanted: Resources, free: Free, *, spread: bool) -> str | None:
 
 
 def _times(server: Resources, count: int) -> Resources:
-    """Of several servers in one bundle; Ray gives GPUs beyond the first only whole."""
-    gpus = server.get("GPU", 0) * count
-    return _resources(server["CPU"] * count, math.ceil(gpus - 1e-9) if gpus > 1 else gpus)
+    """Of several servers in one bundle; what does not fit into one GPU takes whole ones, each with
+    as many servers as fit it."""
+    each = server.get("GPU", 0.0)
+    gpus = each * count
+    if gpus > 1:
+        gpus = math.ceil(count / math.floor(1 / each + 1e-9))
+    return _resources(server["CPU"] * count, gpus)
 
 
 def _resources(cpus: float, gpus: float) -> Resources:

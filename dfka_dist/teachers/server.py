@@ -105,14 +105,14 @@ class TeacherServer:
                 shard that others stand in front of.
             feature: what comes from the shard in front.
         """
-        with self._meters.call("forward", call.asked_at) as watch:
+        with self._meters.call("forward", call.asked_at if feature is None else None) as watch:
             array = ray.get(inputs[0]) if feature is None else feature
             given = self._opened(array, call)
             output = self._teacher.forward(call.key, given, **self._asked(call))
             arrays = wire.encode_output(output, call.answer_precision)
             passed = None
             if output.feature is not None:
-                passed = wire.encode_feature(output.feature, call.answer_precision)
+                passed = wire.encode_feature(output.feature)
             watch.bytes_in = array.nbytes
             watch.bytes_out = wire.nbytes(*arrays, passed)
         self._meters.graphs(self._teacher.kept_bytes)
@@ -133,7 +133,7 @@ class TeacherServer:
             behind: what the next shard's pullback gave.
         """
         before = self._teacher.recomputed
-        with self._meters.call("pullback", call.asked_at) as watch:
+        with self._meters.call("pullback", call.asked_at if behind is None else None) as watch:
             own = wire.decode_output(cotangents, self._device)
             if behind is not None:
                 own = replace(own, feature=self._opened(behind.arrays[0], call))
@@ -143,7 +143,7 @@ class TeacherServer:
             if call.depth >= self._begin:
                 arrays = wire.encode_gradient(gradient, call.answer_precision)
             else:
-                arrays = (wire.encode_feature(gradient.inputs, call.answer_precision), None)
+                arrays = (wire.encode_feature(gradient.inputs), None)
             watch.bytes_in = wire.nbytes(*cotangents, *(behind.arrays if behind else ()))
             watch.bytes_out = wire.nbytes(*arrays)
         self._meters.graphs(self._teacher.kept_bytes, self._teacher.recomputed > before)

@@ -177,11 +177,16 @@ class Teacher:
             sha256=self.sha256,
         )
 
+    @property
+    def storages(self) -> set[int]:
+        """Addresses of parameters and buffers, which a graph saves and does not keep by itself."""
+        return _storages(self.chain)
+
     def _graph_bytes(self, image: Tensor) -> tuple[int, ...]:
         """What each stage saves of one image for a pullback, its own parameters left out."""
         value, found = self.preprocessing(image).to(_dtype(self.chain)), []
         for stage in self.chain.stages:
-            own = {p.untyped_storage().data_ptr() for p in _tensors(stage)}
+            own = _storages(stage)
             with weighing() as saved:
                 value = stage(value.detach().requires_grad_())
             found.append(sum(size for place, size in saved.items() if place not in own))
@@ -242,6 +247,10 @@ def _batch_norms(network: nn.Module, chain: BlockChain) -> list[tuple[BatchNormL
 
 def _tensors(stage: nn.Module) -> list[Tensor]:
     return [*stage.parameters(), *stage.buffers()]
+
+
+def _storages(stage: nn.Module) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(stage)}
 
 
 def _held_bytes(stage: nn.Module) -> int:

@@ -42,9 +42,9 @@ def decode(array: Array, device: torch.device | None = None, *, narrow: bool = F
     return tensor if device is None else tensor.to(device)
 
 
-def encode_feature(tensor: Tensor, precision: Precision = "fp32") -> Array:
-    """What flows between two shards: as `encode`, but bf16 is never made wider."""
-    return encode(tensor, "bf16" if tensor.dtype == torch.bfloat16 else precision)
+def encode_feature(tensor: Tensor) -> Array:
+    """What flows between two shards: bf16 and fp32 as they are, whatever the wire's precision."""
+    return encode(tensor, "bf16" if tensor.dtype == torch.bfloat16 else "fp32")
 
 
 def nbytes(*arrays: Array | None) -> int:

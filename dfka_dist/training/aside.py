@@ -7,6 +7,7 @@ may read what the other side writes: then the numbers are the same bits in eithe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -30,13 +31,14 @@ class Aside:
 
     @classmethod
     def fitting(cls, device: torch.device) -> Aside:
-        """With a helper where one worker computes on a CPU with one thread.
+        """With a helper where one worker computes on a CPU of several cores with one thread.
 
         Kernels on a GPU overlap by themselves; threads within operations and beside each other are
         more than the cores there are; and two threads would bring their collectives in an order
         that differs by worker.
         """
-        alone = rank_and_size()[1] == 1 and torch.get_num_threads() == 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        alone = rank_and_size()[1] == 1 and torch.get_num_threads() == 1 and (cores or 1) > 1
         return cls(helped=device.type == "cpu" and alone)
 
     def now(self, call: Callable[[], Made]) -> Future[Made] | Later[Made]:

@@ -102,6 +102,7 @@ class Dual:
             NonFiniteLoss: on every rank, before anything moved.
         """
         self.engine.network.train()
+        self.target.tails.eval()  # a teacher's own blocks keep their statistics, and drop nothing
         outputs: dict[str, Tensor] = self.engine(batch.images)
         leaves = {name: value.detach().requires_grad_() for name, value in outputs.items()}
         said = leaves if self.engine.network is self.target else self.target.judge(leaves)

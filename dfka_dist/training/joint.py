@@ -35,7 +35,7 @@ class Joint:
         self._training, self._weights = config.training, config.losses
         self._rehearsal = workshop.rehearsal(memory)
         self._remembered = self._ask_about_remembered(0)
-        self._aside = Aside.fitting(workshop.device)
+        self.aside = Aside.fitting(workshop.device)
         self._synthesis = workshop.synthesis(generator, self._weights)
         self._engine = workshop.engine(target.trunk, self._training.dual_rate)
         self._dual = Dual(
@@ -66,7 +66,6 @@ class Joint:
 
     def close(self) -> None:
         """Give back the dual generator's engine."""
-        self._aside.close()
         self._engine.destroy()
 
     def _state(self) -> DualState:
@@ -90,13 +89,13 @@ class Joint:
         # The student learns from memory while the generator makes images and the teachers look at
         # them, and again while gradients go back through both. Which images meet which weights
         # depends on nothing but the step.
-        asking = self._aside.now(lambda: self._synthesis.ask(drawn))
+        asking = self.aside.now(lambda: self._synthesis.ask(drawn))
         reports = self._study(range(half), rate)
         batch = asking.result()
         weights = weights_at(self._weights, step, training.steps)
         criticism = self._synthesis.criticise(batch, self._target, weights)
         own_rate = generator_rate(self._workshop, step)
-        learning = self._aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
+        learning = self.aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
         reports += self._study(range(half, training.dual_steps), rate)
         learning.result()
         self._memory.add(criticism.labelled)

@@ -35,7 +35,7 @@ class ProbeSet:
 
     def add(self, images: Tensor, homes: Tensor) -> None:
         """Take one generator's part, (n, C, H, W) in [0, 1], with the homes (n,)."""
-        self._parts.append((images, homes))
+        self._parts.append((images.cpu(), homes.cpu()))
         self._heard = None
 
     def add_labelled(self, batch: Labelled) -> None:
@@ -69,7 +69,8 @@ class ProbeSet:
         if self._heard is None:
             self._heard = self._teachers(target.labels)
         theirs, known, small = self._heard
-        own = torch.cat([target.predict(images).cpu() for images, _ in self.looks()])
+        device = next(target.parameters()).device
+        own = torch.cat([target.predict(images.to(device)).cpu() for images, _ in self.looks()])
         return agreement_and_coverage(theirs * known, own * known, small, target.labels)
 
     def _teachers(self, labels: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +115,7 @@ def _others(homes: Tensor) -> Tensor:
     other = torch.arange(len(homes))
     for home in set(homes.tolist()):
         own = (homes == home).nonzero()[:, 0].cpu()
-        other[own] = own.roll(len(own) // 2 + 1)
+        other[own] = own.roll(max(1, (len(own) // 2 + 1) % len(own)))
     return other
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture
@@ -39,7 +40,8 @@ class Recipe:
         with workshop.diary.phase("joint", training.steps):
             target = workshop.new_target(trained_design(workshop))
             joint = Joint(workshop, generator, target, memory)
-            duals = self._named("joint", training.steps, joint.synthesize())
+            with closing(joint.aside):
+                duals = self._named("joint", training.steps, joint.synthesize())
         if training.rehearsal_steps:
             with workshop.diary.phase("rehearsal", training.rehearsal_steps):
                 duals += self._named("rehearsal", training.rehearsal_steps, joint.rehearse())

@@ -15,7 +15,7 @@ from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Teachers
-from dfka_dist.teachers.micro import MicroBatchedTeachers
+from dfka_dist.teachers.micro import in_parts
 from dfka_dist.training.branching import Branching, build_target
 from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.diary import Diary, Record
@@ -47,8 +47,7 @@ class Workshop:
         report: Callable[[Record], None],
         device: torch.device,
     ) -> None:
-        if config.training.micro_batch is not None:
-            teachers = MicroBatchedTeachers(teachers, config.training.micro_batch)
+        teachers = in_parts(teachers, config.training.micro_batch)
         self.config, self.teachers, self.device = config, teachers, device
         self.precision = fitting(config.training.precision, device)
         log.info("computing in %s on %s", self.precision, device)

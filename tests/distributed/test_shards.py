@@ -133,7 +133,7 @@ def test_what_flows_between_shards_does_not_come_to_the_client(
     monkeypatch.setattr(ray, "get", watched)
     asked = question(local, "first", 0)
     pulled_back(cut, asked)
-    arrays = [a for got in fetched for own in got for a in own if a is not None]
+    arrays = [a for got in fetched for reply in got for a in reply.arrays if a is not None]
     pictures = [array.shape for array in arrays if array.ndim == 4]
     assert pictures == [tuple(asked.inputs.shape)]
 

@@ -255,6 +255,7 @@ def test_value_of_a_wrong_type_is_refused_by_its_key(
         ("training.zero_stage=0", "training.zero_stage"),
         ("training.precision=fp16", "training.precision"),
         ("training.deepspeed={fp16: {enabled: true}}", "training.deepspeed"),
+        ("training.deepspeed={gradient_clip: 1.0}", "training.deepspeed"),
         ("training.deepspeed={zero_optimization: {stage: 3}}", "training.deepspeed"),
         ("training.deepspeed={zero_optimization: 3}", "training.deepspeed"),
         ("training.deepspeed=[1]", "training.deepspeed"),

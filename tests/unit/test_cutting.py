@@ -50,7 +50,8 @@ def config(blocks: int, teachers: int = 1, **serving: Any) -> RunConfig:
         "input": {"channels": 1, "size": 16},
     }
     named = [{"name": f"t{index}", **one} for index in range(teachers)]
-    return parse({"run": {"name": "test"}, "teachers": named, "serving": serving})
+    plain = {"cache_megabytes": 1, "precision": "fp32"}
+    return parse({"run": {"name": "test"}, "teachers": named, "serving": plain | serving})
 
 
 def gpus(*gigabytes: float | None, each: float = 1) -> list[NodeResources]:
@@ -61,7 +62,7 @@ def gpus(*gigabytes: float | None, each: float = 1) -> list[NodeResources]:
 
 
 def needs(fixed: Sequence[int], graph: Sequence[int] | None = None) -> Needs:
-    return Needs(fixed, graph or [0] * len(fixed), 0, 0)
+    return Needs(fixed, graph or [0] * len(fixed), 0)
 
 
 @given(fixed=sizes, data=st.data())
@@ -84,14 +85,9 @@ def test_no_other_cut_has_a_smaller_largest_shard(fixed: list[int], data: st.Dat
     assert max(map(own.of, balanced(own, shards))) == min(all_of_them)
 
 
-def test_a_server_needs_its_parts_the_batch_at_work_and_those_it_keeps() -> None:
-    own = Needs([10, 20], [3, 4], kept=2, cache=100)
-    assert own.of(range(2)) == CONTEXT + 30 + 7 + 14
-
-
-def test_what_is_kept_never_needs_more_than_its_bound() -> None:
-    own = Needs([10, 20], [3, 4], kept=2, cache=5)
-    assert own.of(range(2)) == CONTEXT + 30 + 7 + 5
+def test_a_server_needs_its_parts_the_batch_at_work_and_the_cache() -> None:
+    own = Needs([10, 20], [3, 4], cache=100)
+    assert own.of(range(2)) == CONTEXT + 30 + 7 + 100
 
 
 def test_a_teacher_that_fits_is_not_cut() -> None:
@@ -130,11 +126,27 @@ def test_where_memory_is_not_known_nothing_is_cut(nodes: list[NodeResources]) ->
     assert len(cut_teachers(wanted, nodes, described(wanted, [GIB] * 4, [0] * 4))["t0"]) == 1
 
 
-def test_a_batch_that_is_kept_counts_too() -> None:
-    wanted = config(1, gpus=1, in_flight=4)
+def test_in_bf16_a_copy_of_the_parameters_counts_too() -> None:
+    sizes = [3 * GIB, 0]
+    plain = config(1, gpus=1)
+    assert len(cut_teachers(plain, gpus(4), described(plain, sizes, [0, 0]))["t0"]) == 1
+    wanted = config(1, gpus=1, precision="bf16")
+    with pytest.raises(InputError, match=r"needs 5\.00 GiB"):
+        cut_teachers(wanted, gpus(4, each=2), described(wanted, sizes, [0, 0]))
+
+
+def test_a_batch_at_work_counts_too() -> None:
+    wanted = config(1, gpus=1)
     batch = wanted.training.batch_size
     sizes = described(wanted, [0, 0], [GIB // batch] * 2)
-    assert len(cut_teachers(wanted, gpus(3), sizes)["t0"]) == 2
+    assert len(cut_teachers(wanted, gpus(2), sizes)["t0"]) == 2
+
+
+def test_servers_that_do_not_share_a_gpu_are_given_one_each() -> None:
+    """Two of 0.6 do not fit into one, so three take three."""
+    nodes = [NodeResources(name="n", cpus=8, gpus=4)]
+    (bundle,) = plan(config(3, shards=3, gpus=0.6), nodes).bundles
+    assert bundle["GPU"] == 3
 
 
 def test_a_part_that_fits_no_gpu_is_refused_with_what_it_needs() -> None:
@@ -166,7 +178,7 @@ plans = st.builds(
     st.integers(1, 3),
     st.integers(1, 4),
     st.sampled_from([0.1, 1.0, 2.0]),
-    st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.6, 1.0]),
     st.sampled_from(["pack", "spread"]),
 )
 clusters = st.lists(st.tuples(st.integers(1, 16), st.integers(0, 8)), min_size=1, max_size=5).map(

@@ -185,7 +185,7 @@ def test_more_gpus_for_workers_than_there_are_are_refused_by_their_key() -> None
 
 
 def test_gpus_that_lie_on_too_many_nodes_are_refused() -> None:
-    error = refusal(config(serving={"gpus": 1.5}), nodes(8, 8, 8, gpus=1))
+    error = refusal(config(serving={"gpus": 0.6}), nodes(8, 8, 8, gpus=0.5))
     assert error.key == "serving"
 
 

@@ -605,3 +605,22 @@ def test_labels_that_are_too_few_are_refused(make_teacher: MakeTeacher) -> None:
         Teacher(fewer, "teachers.0", read_weights(fewer, "teachers.0"))
     assert caught.value.key == "teachers.0.weights"
     assert "classifier.weight is [3, 8] for [2, 8]" in caught.value.what
+
+
+def test_a_kept_graph_weighs_what_its_images_saved_and_nothing_of_the_teacher(
+    make_teacher: Callable[..., TeacherSpec], load_teacher: Callable[[TeacherSpec], Teacher]
+) -> None:
+    """Twice the images, twice the bytes; the teacher's own parameters are there anyhow."""
+    teacher, weighed = load_teacher(make_teacher("weighed", "abc")), []
+    for count in (4, 8):
+        kept = RememberingTeacher(teacher, 1 << 30)
+        kept.forward(
+            "k",
+            torch.rand(count, 1, 16, 16),
+            depth=0,
+            gate=None,
+            wanted=Wanted(gradient=True),
+            precision="fp32",
+        )
+        weighed.append(kept.kept_bytes)
+    assert weighed[1] == pytest.approx(2 * weighed[0], rel=0.01)
