@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
 
@@ -106,15 +107,14 @@ class TeacherPool:
     @property
     def replicas(self) -> Mapping[str, Sequence[Shards]]:
         """The same, each replica for itself."""
-        seats, found = iter(self._plan.seats), {}
+        found = {}
         for teacher, handles in self._servers.items():
-            own: list[list[tuple[Handle, int]]] = []
-            for handle, seat in zip(handles, seats, strict=False):
-                if not seat.shard:
-                    own.append([])
-                own[-1].append((handle, seat.stages.start))
+            seats = [seat for seat in self._plan.seats if seat.teacher == teacher]
+            seated = zip(seats, handles, strict=False)  # nobody is, before the start
+            replicas = [list(own) for _, own in groupby(seated, key=lambda pair: pair[0].replica)]
             found[teacher] = [
-                Shards(tuple(h for h, _ in each), tuple(b for _, b in each)) for each in own
+                Shards(tuple(h for _, h in own), tuple(seat.stages.start for seat, _ in own))
+                for own in replicas
             ]
         return found
 

@@ -60,7 +60,7 @@ class TeacherServer:
     """Serves one replica of one teacher, or one shard of it.
 
     Args:
-        stages: those that are held here, the head being the last; None for all.
+        stages: those that are held here, the head being the last.
         compiled: by `torch.compile`.
         replica, shard: which one this is, for whoever looks from outside.
         store: name of the `WeightStore`: a server needs no file. Not its handle, which would be an
@@ -75,21 +75,18 @@ class TeacherServer:
         store: str,
         threads: int,
         cache_bytes: int,
-        stages: range | None = None,
-        compiled: bool = False,
-        replica: int = 0,
-        shard: int = 0,
+        stages: range,
+        compiled: bool,
+        replica: int,
+        shard: int,
     ) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device(
             "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         )
         weights: Weights = ray.get(ray.get_actor(store).weights.remote(spec.name))
-        teacher = Teacher(spec, f"teachers.{spec.name}", weights)
-        self._begin = 0 if stages is None else stages.start
-        if stages is not None:
-            teacher.keep(stages)
-        teacher.to(self._device)
+        teacher = Teacher(spec, f"teachers.{spec.name}", weights).keep(stages).to(self._device)
+        self._begin = stages.start
         self._teacher = RememberingTeacher(teacher.compile() if compiled else teacher, cache_bytes)
         self._meters = ServerMeters(spec.name, replica, shard)
 

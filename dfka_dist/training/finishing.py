@@ -89,6 +89,8 @@ class Finishing:
             if target.design != trained:
                 target.to(self._workshop.device).tails.requires_grad_(False)
                 learners[name] = self._learner(target, target.trunk, rate)
+        if not learners:  # nobody needs the teachers' answers
+            return
         for name, state in self._learn("branches", supply, learners, steps, rate).items():
             design = targets[name].design
             targets[name] = DualState.of_trunk(state, design).target(

@@ -55,7 +55,10 @@ class ProbeSet:
                 torch.split(batch.images, STRIDE), torch.split(batch.homes, STRIDE), strict=True
             )
             return
-        plain, homes = (torch.cat(tensors) for tensors in zip(*self._parts, strict=True))
+        if len(self._parts) > 1:
+            images, of = zip(*self._parts, strict=True)
+            self._parts = [(torch.cat(images), torch.cat(of))]
+        ((plain, homes),) = self._parts
         rows = torch.split(torch.arange(len(plain)), STRIDE)
         other = _others(homes)
         largest = max(1, plain.shape[-1] // 16)

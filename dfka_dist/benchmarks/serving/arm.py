@@ -27,7 +27,7 @@ class Arm:
 
     Args:
         config: a whole run as YAML.
-        threads: of the trainer.
+        threads: of the trainer's operations; with one, both generators compute at once (`Aside`).
     """
 
     def __init__(self, config: Path, way: Way, threads: int) -> None:

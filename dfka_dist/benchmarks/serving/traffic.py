@@ -17,6 +17,7 @@ from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.loading import load
 from dfka_dist.teachers.interface import Question, TeacherDescription, TeacherOutput, Wanted
 from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.teachers.server import Reply
 
 MEGABYTES = (0.2, 2.0, 20.0)
 SIZE = 32
@@ -84,8 +85,6 @@ def _asked(client: ServedTeachers, config: RunConfig, wanted: Wanted) -> int:
 
 def _envelope(client: ServedTeachers, question: Question) -> int:
     """What Ray adds to the arrays of a call and of its reply."""
-    from dfka_dist.teachers.server import Reply
-
     serialize = ray._private.worker.global_worker.get_serialization_context().serialize
     call = client._call(question, question.teachers[0])
     client.traffic.calls -= 1
