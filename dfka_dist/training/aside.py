@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -20,7 +20,8 @@ Made = TypeVar("Made")
 
 
 class Aside:
-    """One helping thread, or none: then all is done in the caller's, one after the other.
+    """One helping thread, or none: then all is done in the caller's. Either does one thing after
+    the other, in the order in which they were given.
 
     Args:
         helped: whether there is one.
@@ -28,6 +29,7 @@ class Aside:
 
     def __init__(self, *, helped: bool) -> None:
         self._helper = ThreadPoolExecutor(1, "aside") if helped else None
+        self._put_off: Later[Any] = Later(lambda: None)
 
     @classmethod
     def fitting(cls, device: torch.device) -> Aside:
@@ -45,29 +47,40 @@ class Aside:
         """Begin at once; without a helper, have it done before anything else."""
         if self._helper is not None:
             return self._helper.submit(call)
-        later = Later(call)
+        later = self._next(call)
         later.result()
         return later
 
     def later(self, call: Callable[[], Made]) -> Future[Made] | Later[Made]:
         """Begin at once; without a helper, do it when the result is asked for."""
-        return Later(call) if self._helper is None else self._helper.submit(call)
+        return self._next(call) if self._helper is None else self._helper.submit(call)
 
     def close(self) -> None:
         """End the thread."""
         if self._helper is not None:
             self._helper.shutdown()
 
+    def _next(self, call: Callable[[], Made]) -> Later[Made]:
+        before = self._put_off
+
+        def after() -> Made:
+            before.result()
+            return call()
+
+        self._put_off = Later(after)
+        return self._put_off
+
 
 class Later(Generic[Made]):
     """Something that is done when its result is asked for, once."""
 
     def __init__(self, call: Callable[[], Made]) -> None:
-        self._call = call
+        self._call: Callable[[], Made] | None = call
         self._made: list[Made] = []
 
     def result(self) -> Made:
         """What was made."""
-        if not self._made:
+        if self._call is not None:
             self._made.append(self._call())
+            self._call = None  # and with it what it held
         return self._made[0]

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from dfka_dist.losses import LossReport
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Pending
-from dfka_dist.training.aside import Aside
+from dfka_dist.training.aside import Aside, Later
 from dfka_dist.training.collectives import average_buffers
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.regroup import DualState
+from dfka_dist.training.rehearsal import Known
 from dfka_dist.training.schedule import cosine, weights_at
 from dfka_dist.training.supply import rehearsed
 from dfka_dist.training.workshop import Workshop, moments
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a student learns from in the turns of one step."""
+
+    fresh: list[Labelled]
+    remembered: Pending[list[Labelled]]
+    """Answers are on their way."""
 
 
 class Joint:
@@ -34,8 +45,9 @@ class Joint:
         config = workshop.config
         self._training, self._weights = config.training, config.losses
         self._rehearsal = workshop.rehearsal(memory)
-        self._remembered = self._ask_about_remembered(0)
+        self._lessons = self._next_lessons(0)
         self.aside = Aside.fitting(workshop.device)
+        self._learning: Pending[None] = Later(lambda: None)
         self._synthesis = workshop.synthesis(generator, self._weights)
         self._engine = workshop.engine(target.trunk, self._training.dual_rate)
         self._dual = Dual(
@@ -47,10 +59,13 @@ class Joint:
         steps = self._training.steps
         for step in range(steps):
             reports = self.step(step)
-            self._workshop.probe_generator(self._synthesis.engine, step + 1, steps)
+            if self._workshop.is_probed(step + 1, steps):
+                self._learning.result()
+                self._workshop.probe_generator(self._synthesis.engine, step + 1)
             self._workshop.diary.tell(step + 1, *reports)
             if step + 1 in moments(steps, self._training.candidates):
                 yield self._state()
+        self._learning.result()
 
     def rehearse(self) -> Iterator[DualState]:
         """The dual generator alone, on images of the generator's whole way as far as they are
@@ -80,43 +95,51 @@ class Joint:
         return cosine(dual_step, steps, training.dual_rate, 0.0)
 
     def step(self, step: int) -> list[LossReport]:
-        """One turn of the generator, and of the dual generator as often as `dual_steps` says."""
+        """One turn of the generator, and of the dual generator as often as `dual_steps` says.
+
+        The generator's part may not be over when this returns: nobody needs it before the next
+        step's images.
+        """
         training = self._training
         rate = self._rate(step * training.dual_steps)
         half = training.dual_steps // 2
-        self._synthesis.engine.network.train()
         drawn = self._workshop.draw("joint", step)
-        # The student learns from memory while the generator makes images and the teachers look at
-        # them, and again while gradients go back through both. Which images meet which weights
-        # depends on nothing but the step.
+        # The student learns from memory while gradients go back through teachers and generator,
+        # and while that makes the next images; what it will learn from next is asked about while
+        # it is itself listened to. Which images meet which weights depends on nothing but the step.
         asking = self.aside.now(lambda: self._synthesis.ask(drawn))
         reports = self._study(range(half), rate)
+        self._learning.result()
         batch = asking.result()
+        said = self._synthesis.hear(batch)
+        self._memory.add(said.labelled)
+        planning = self.aside.now(lambda: self._next_lessons(step + 1))
         weights = weights_at(self._weights, step, training.steps)
-        criticism = self._synthesis.criticise(batch, self._target, weights)
+        criticism = self._synthesis.criticise(batch, said, self._target, weights)
         own_rate = generator_rate(self._workshop, step)
-        learning = self.aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
+        self._learning = self.aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
         reports += self._study(range(half, training.dual_steps), rate)
-        learning.result()
-        self._memory.add(criticism.labelled)
-        if step + 1 < training.steps:
-            self._remembered = self._ask_about_remembered(step + 1)
-        self._workshop.keep(step, drawn.asked_for, criticism.labelled)
+        self._lessons = planning.result()
+        self._workshop.keep(step, drawn.asked_for, said.labelled)
         return [criticism.report, *reports[-1:]]
 
-    def _ask_about_remembered(self, step: int) -> Pending[list[Labelled]]:
-        """What is remembered for the turns of a step; the teachers answer while images are made."""
-        turns = [f"memory.{turn}" for turn in range(self._training.dual_steps)]
-        return self._rehearsal.ask(turns, step, self._training.remember_every)
+    def _next_lessons(self, step: int) -> Lessons:
+        """What the student learns from in the turns of a step: the newest images, and remembered
+        ones that the teachers are asked about again."""
+        training = self._training
+        if not len(self._memory) or step == training.steps:
+            return Lessons([], Known([]))
+        turns = range(training.dual_steps)
+        fresh = [self._memory.newest(turn, training.fresh_every) for turn in turns]
+        streams = [f"memory.{turn}" for turn in turns]
+        return Lessons(fresh, self._rehearsal.ask(streams, step, training.remember_every))
 
     def _study(self, turns: range, rate: float) -> list[LossReport]:
-        if not turns or not len(self._memory):
+        if not self._lessons.fresh or not turns:
             return []
-        reports, remembered = [], self._remembered.result()
-        for turn in turns:
-            fresh = self._memory.newest(turn, self._training.fresh_every)
-            reports.append(self._dual.learn(Labelled.joined(fresh, remembered[turn]), rate))
-        return reports
+        lessons, remembered = self._lessons, self._lessons.remembered.result()
+        parts = [Labelled.joined(lessons.fresh[turn], remembered[turn]) for turn in turns]
+        return [self._dual.learn(part, rate) for part in parts]
 
 
 def generator_rate(workshop: Workshop, step: int) -> float:

@@ -57,13 +57,14 @@ class Recipe:
         synthesis = workshop.synthesis(generator, weights)
         with workshop.diary.phase("synthesis", training.steps):
             for step in range(training.steps):
-                generator.network.train()
                 drawn = workshop.draw("synthesis", step)
                 batch = synthesis.ask(drawn)
-                criticism = synthesis.criticise(batch, None, weights)
+                heard = synthesis.hear(batch)
+                criticism = synthesis.criticise(batch, heard, None, weights)
                 synthesis.learn(batch, criticism, generator_rate(workshop, step))
-                workshop.keep(step, drawn.asked_for, criticism.labelled)
-                workshop.probe_generator(generator, step + 1, training.steps)
+                workshop.keep(step, drawn.asked_for, heard.labelled)
+                if workshop.is_probed(step + 1, training.steps):
+                    workshop.probe_generator(generator, step + 1)
                 workshop.diary.tell(step + 1, criticism.report)
         supply = self._synthesized(generator, workshop.new_memory())
         blocks = workshop.branching.trunk.depth

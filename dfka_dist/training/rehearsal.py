@@ -47,10 +47,10 @@ class Rehearsal:
             stride: every how-manyth column has an image; the next stream begins a column earlier.
         """
         if not len(self.memory):
-            return _Known([])
+            return Known([])
         drawn = [self.memory.draw(s, step, turn, stride) for turn, s in enumerate(streams)]
         if not (self.move or self.mix):
-            return _Known(drawn)
+            return Known(drawn)
         images = [
             self._altered(part.images, s, step, turn, stride)
             for turn, (s, part) in enumerate(zip(streams, drawn, strict=True))
@@ -70,7 +70,7 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """Batches whose answers are remembered."""
 
     parts: list[Labelled]

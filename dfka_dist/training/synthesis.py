@@ -1,6 +1,6 @@
 """One step of the generator: make images, let the teachers criticise them, learn from it.
 
-Three calls, so that others can work while the teachers do: `ask`, `criticise`, `learn`.
+Four calls, so that others can work while the teachers do: `ask`, `hear`, `criticise`, `learn`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,22 @@ class SynthesizedBatch:
 
 
 @dataclass(frozen=True)
+class HeardBatch:
+    """What was said of a batch."""
+
+    heard: Heard
+    labelled: Labelled
+    """The images with the answers, for the student."""
+    image: list[Answers]
+    groups: list[list[Answers]]
+    """Leaves that collect gradients, question by question."""
+
+
+@dataclass(frozen=True)
 class Criticism:
-    """What was said of a batch, and the gradients that are on their way back."""
+    """The losses of a batch, and the gradients that are on their way back."""
 
     report: LossReport
-    labelled: Labelled
     image_gradient: Tensor | None
     """(N, C, H, W) from terms that look at the images here."""
     of_image: list[Pending[dict[str, InputGradient]]]
@@ -73,6 +84,7 @@ class Synthesis:
 
     def ask(self, drawn: Drawn) -> SynthesizedBatch:
         """Make a batch and ask all teachers about its images and, for eq. 11, group features."""
+        self.engine.network.train()
         stack = self._shown(self.engine(drawn.noise, drawn.asked_for), drawn.moves)
         wanted = Wanted(
             embedding=bool(self._weights.activation),
@@ -83,18 +95,8 @@ class Synthesis:
         groups = self._about_groups(stack) if self._weights.group else []
         return SynthesizedBatch(stack, drawn, image, groups)
 
-    def criticise(
-        self, batch: SynthesizedBatch, student: TargetNet | None, weights: LossWeights
-    ) -> Criticism:
-        """Await the answers, take the losses, and send the cotangents back.
-
-        Args:
-            student: listened to for the disagreement.
-            weights: of this step; a term that is zero in the first weights must be zero here.
-
-        Raises:
-            NonFiniteLoss: on every rank, before anything moved.
-        """
+    def hear(self, batch: SynthesizedBatch) -> HeardBatch:
+        """Await the answers."""
         images = batch.stack.images.detach().requires_grad_()
         answers = [_leaves(asked) for asked in batch.image]
         groups = [[_leaves(asked) for asked in group] for group in batch.groups]
@@ -107,13 +109,31 @@ class Synthesis:
             _merged(answers),
             [_merged(group) for group in groups],
         )
-        report = generator_objective(heard, self.panel.voices, student, weights)
+        labelled = self._labelled(images.detach(), rows, heard.answers)
+        return HeardBatch(heard, labelled, answers, groups)
+
+    def criticise(
+        self,
+        batch: SynthesizedBatch,
+        said: HeardBatch,
+        student: TargetNet | None,
+        weights: LossWeights,
+    ) -> Criticism:
+        """Take the losses, and send the cotangents back.
+
+        Args:
+            student: listened to for the disagreement.
+            weights: of this step; a term that is zero in the first weights must be zero here.
+
+        Raises:
+            NonFiniteLoss: on every rank, before anything moved.
+        """
+        report = generator_objective(said.heard, self.panel.voices, student, weights)
         refuse_non_finite(report)
         report.total.backward()  # type: ignore[no-untyped-call]
-        of_image = self._pulled(batch.image, answers)
-        of_groups = [self._pulled(*pair) for pair in zip(batch.groups, groups, strict=True)]
-        labelled = self._labelled(images.detach(), rows, _merged(answers))
-        return Criticism(report, labelled, images.grad, of_image, of_groups)
+        of_image = self._pulled(batch.image, said.image)
+        of_groups = [self._pulled(*pair) for pair in zip(batch.groups, said.groups, strict=True)]
+        return Criticism(report, said.heard.images.grad, of_image, of_groups)
 
     def learn(self, batch: SynthesizedBatch, criticism: Criticism, rate: float) -> None:
         """Await the gradients and step the generator."""
@@ -159,10 +179,10 @@ class Synthesis:
         ]
 
     def _labelled(
-        self, images: Tensor, rows: Mapping[str, Tensor | None], answers: Answers
+        self, images: Tensor, rows: Mapping[str, Tensor | None], said: Mapping[str, TeacherOutput]
     ) -> Labelled:
         logits = {
-            name: spread(answered(answers[name]).detach(), rows[name], len(images))
+            name: spread(answered(said[name]).detach(), rows[name], len(images))
             for name in self.panel.voices
         }
         return Labelled(images, logits, self.panel.homes)

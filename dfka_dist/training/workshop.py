@@ -169,13 +169,16 @@ class Workshop:
             yield
         self.archive = None
 
-    def probe_generator(self, generator: Engine, step: int, steps: int) -> None:
-        """Let the probe set have its part of a generator, at some moments of a phase."""
-        if step in moments(steps, MOMENTS):
-            assert isinstance(generator.network, GroupStackGenerator)
-            for rows in self.probe_rows():
-                images = self.draws.synthesize(generator.network, "probe", step, rows).images
-                self.probe.add(images, self.panel.homes_of(rows))
+    def is_probed(self, step: int, steps: int) -> bool:
+        """Whether the probe set has its part of the generator after this step of a phase."""
+        return step in moments(steps, MOMENTS)
+
+    def probe_generator(self, generator: Engine, step: int) -> None:
+        """Let the probe set have its part of a generator."""
+        assert isinstance(generator.network, GroupStackGenerator)
+        for rows in self.probe_rows():
+            images = self.draws.synthesize(generator.network, "probe", step, rows).images
+            self.probe.add(images, self.panel.homes_of(rows))
 
     def probe_rows(self) -> list[range]:
         """One generator's part of the probe set, no more at once than a batch; the same on every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from dfka_dist.training.dual import BlockDual, Dual
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel
-from dfka_dist.training.synthesis import Criticism, Synthesis
+from dfka_dist.training.synthesis import Synthesis
 
 BATCH, LATENT = 8, 6
 RATE = 0.05
@@ -98,6 +98,13 @@ def draw(teachers: Teachers, step: int, rows: range = range(BATCH)) -> Drawn:
     return Drawn(noise, asked_for, targets, moves)
 
 
+class Turn(NamedTuple):
+    """What a step of the generator gave."""
+
+    report: LossReport
+    labelled: Labelled
+
+
 class Game:
     """All engines with plain SGD, every loss term on.
 
@@ -133,12 +140,12 @@ class Game:
         entries = dict.fromkeys(teachers.descriptions, DEPTH)
         self.block = BlockDual(engine=block, entries=entries, **own)
 
-    def generator_step(self, drawn: Drawn, rate: float = RATE) -> Criticism:
-        self.synthesis.engine.network.train()
+    def generator_step(self, drawn: Drawn, rate: float = RATE) -> Turn:
         batch = self.synthesis.ask(drawn)
-        criticism = self.synthesis.criticise(batch, self.target, self.weights)
+        heard = self.synthesis.hear(batch)
+        criticism = self.synthesis.criticise(batch, heard, self.target, self.weights)
         self.synthesis.learn(batch, criticism, rate)
-        return criticism
+        return Turn(criticism.report, heard.labelled)
 
     def dual_step(self, labelled: Labelled, rate: float = RATE) -> LossReport:
         return self.dual.learn(labelled, rate)

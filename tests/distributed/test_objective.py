@@ -81,7 +81,8 @@ def judge(
         synthesis = workshop.synthesis(engine, config.losses)
         drawn = workshop.draw("joint", 0)
         batch = synthesis.ask(drawn)
-        found = synthesis.criticise(batch, student, config.losses)
+        heard = synthesis.hear(batch)
+        found = synthesis.criticise(batch, heard, student, config.losses)
         gradient = torch.zeros_like(batch.stack.images)
         for asked, back in zip(batch.image, found.of_image, strict=True):
             rows = torch.arange(BATCH) if asked.rows is None else asked.rows
@@ -96,7 +97,7 @@ def judge(
             drawn.asked_for,
             batch.stack.features,
             student,
-            found.labelled,
+            heard.labelled,
             found.report,
             gradient,
         )

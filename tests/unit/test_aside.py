@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from dfka_dist.training.aside import Aside
+
+
+class Big:
+    """Something that would be missed."""
+
+    size = 1
+
 
 BOTH = pytest.mark.parametrize("helped", [True, False])
 
@@ -66,6 +75,26 @@ def test_without_a_helper_what_is_begun_now_is_done_before_anything_else(
     order.append("caller")
     now.result(), later.result()
     assert order == ["now", "caller", "later"]
+
+
+@BOTH
+def test_what_was_given_first_is_done_first(made: Callable[[bool], Aside], helped: bool) -> None:
+    order: list[str] = []
+    aside = made(helped)
+    aside.later(lambda: order.append("put off"))
+    aside.now(lambda: order.append("now")).result()
+    assert order == ["put off", "now"]
+
+
+def test_nothing_is_held_of_what_is_done(made: Callable[[bool], Aside]) -> None:
+    aside, kept = made(False), []
+    for _ in range(3):
+        big = Big()
+        kept.append(weakref.ref(big))
+        aside.later(lambda big=big: big.size).result()
+    del big
+    gc.collect()
+    assert [each() for each in kept] == [None, None, None]
 
 
 def test_a_helper_computes_with_as_many_threads_as_the_caller(
