@@ -5,16 +5,14 @@ Every call goes to the replica with the least to do, and is asked again elsewher
 
 from __future__ import annotations
 
-import functools
-import operator
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
-import torch
 from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -26,9 +24,10 @@ from torch import Tensor
 
 from dfka_dist.config import Precision
 from dfka_dist.errors import RunFailed, TeacherUnavailable
-from dfka_dist.teachers import wire
+from dfka_dist.teachers import answers, wire
 from dfka_dist.teachers.interface import InputGradient, Question, TeacherDescription, TeacherOutput
 from dfka_dist.teachers.meters import ClientMeters
+from dfka_dist.teachers.routing import Replica, Routing
 from dfka_dist.teachers.server import Call, Reply
 from dfka_dist.teachers.shards import Passed, Reference, Shards
 
@@ -65,9 +64,7 @@ class ServedTeachers:
         timeout: float = 600.0,
     ) -> None:
         self._descriptions = dict(descriptions)
-        self._replicas = {
-            name: [_Replica(shards, in_flight) for shards in own] for name, own in replicas.items()
-        }
+        self._routing = Routing(replicas, in_flight)
         self._in_flight, self._wire, self._timeout = in_flight, wire_precision, timeout
         self._sent: dict[str, _Sent] = {}
         self._meters = ClientMeters()
@@ -76,15 +73,12 @@ class ServedTeachers:
         self._computed = self.waited = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        replicas = {
-            name: [replica.shards for replica in own] for name, own in self._replicas.items()
-        }
         settings = {
             "in_flight": self._in_flight,
             "wire_precision": self._wire,
             "timeout": self._timeout,
         }
-        return _restore, (self._descriptions, replicas, settings)
+        return _restore, (self._descriptions, self._routing.shards, settings)
 
     def exact(self) -> ServedTeachers:
         """Another client of the same servers, on whose way nothing is rounded."""
@@ -117,7 +111,7 @@ class ServedTeachers:
             sent.passed[name] = shards.forward(calls[name], sent.inputs)
             return sent.passed[name].answers
 
-        return self._ask(sent, ask, calls, lambda said: _output(said, question.inputs.device))
+        return self._ask(sent, ask, calls, partial(answers.output, device=question.inputs.device))
 
     def pullback(
         self, question: Question, cotangents: Mapping[str, TeacherOutput]
@@ -135,7 +129,7 @@ class ServedTeachers:
                 sent.passed[name] = shards.forward(calls[name], sent.inputs)
             return [shards.pullback(calls[name], sent.passed[name], arrays[name])]
 
-        return self._ask(sent, ask, calls, lambda said: _gradient(said, question.inputs.device))
+        return self._ask(sent, ask, calls, partial(answers.gradient, device=question.inputs.device))
 
     def drop(self, question: Question) -> None:
         """See `Teachers.drop`."""
@@ -145,8 +139,11 @@ class ServedTeachers:
 
     def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
         """See `Teachers.tail`."""
-        asked = self._ask(_Sent(None), lambda _, shards: shards.tail(depth), [teacher], _state)
-        return asked.result()[teacher]
+
+        def ask(_: str, shards: Shards) -> list[Reference]:
+            return shards.tail(depth)
+
+        return self._ask(_Sent(None), ask, [teacher], answers.state).result()[teacher]
 
     def _call(self, question: Question, name: str) -> Call:
         gate = question.gates.get(name)
@@ -192,39 +189,7 @@ class ServedTeachers:
                     self.traffic.received += wire.nbytes(*reply.arrays)
 
     def _count(self, name: str) -> None:
-        out = sum(len(replica.outstanding) for replica in self._replicas[name])
-        self._meters.outstanding(name, out)
-
-    def _pick(self, name: str, sent: _Sent) -> _Replica:
-        """The replica that has the graph, else the one with the least to do."""
-        alive = [replica for replica in self._replicas[name] if replica.alive]
-        if not alive:
-            raise TeacherUnavailable(f"teacher {name} has no server left")
-        kept = sent.replicas.get(name)
-        return kept if kept in alive else min(alive, key=lambda replica: len(replica.outstanding))
-
-
-class _Replica:
-    """One replica as this client sees it."""
-
-    def __init__(self, shards: Shards, in_flight: int) -> None:
-        self.shards = shards
-        self.alive = True
-        self.outstanding: dict[Reference, None] = {}
-        self._in_flight = in_flight
-
-    def admit(self, timeout: float) -> None:
-        """Wait until another call may go out.
-
-        Raises:
-            GetTimeoutError: none was answered in time.
-        """
-        while len(out := list(self.outstanding)) >= self._in_flight:
-            done, _ = ray.wait(out, num_returns=1, timeout=timeout, fetch_local=False)
-            if not done:
-                raise GetTimeoutError
-            for reference in done:
-                self.outstanding.pop(reference, None)
+        self._meters.outstanding(name, self._routing.outstanding(name))
 
 
 class _Sent:
@@ -232,7 +197,7 @@ class _Sent:
 
     def __init__(self, inputs: Any, rows: int = 0) -> None:
         self.inputs, self.rows = inputs, rows
-        self.replicas: dict[str, _Replica] = {}
+        self.replicas: dict[str, Replica] = {}
         self.passed: dict[str, Passed] = {}
 
 
@@ -250,7 +215,7 @@ class _Asked(Generic[Answer]):
         self._references: dict[str, list[Reference]] = {}
 
     def send(self, name: str) -> None:
-        replica = self._client._pick(name, self._sent)
+        replica = self._client._routing.pick(name, self._sent.replicas.get(name))
         began = time.monotonic()
         try:
             replica.admit(self._client._timeout)
@@ -259,7 +224,7 @@ class _Asked(Generic[Answer]):
         finally:
             self._client._has_waited(time.monotonic() - began)
         references = self._ask(name, replica.shards)
-        replica.outstanding[references[-1]] = None
+        replica.sent(references[-1])
         self._sent.replicas[name] = replica
         self._references[name] = references
         self._client._count(name)
@@ -285,12 +250,12 @@ class _Asked(Generic[Answer]):
             except GetTimeoutError:
                 raise self._late(name) from None
             except (RayActorError, ObjectLostError, RayTaskError) as error:
-                if not _is_gone(error):
-                    raise RunFailed(_failure(name, self._sent.rows, error)) from error
+                if not answers.is_gone(error):
+                    raise RunFailed(answers.failure(name, self._sent.rows, error)) from error
                 replica.alive = False
                 self.send(name)
                 continue
-            replica.outstanding.pop(references[-1], None)
+            replica.received(references[-1], said[-1].seconds)
             self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])
@@ -298,22 +263,6 @@ class _Asked(Generic[Answer]):
     def _late(self, name: str) -> TeacherUnavailable:
         waited = self._client._timeout
         return TeacherUnavailable(f"teacher {name} did not answer within {waited:g} s")
-
-
-def _is_gone(error: Exception) -> bool:
-    """Whether a server died, or what it left for another; not what a teacher's own code raised."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, RayActorError | ObjectLostError)
-
-
-def _failure(name: str, rows: int, error: Exception) -> str:
-    """What a teacher's own code raised; and what to do where it will never have the memory."""
-    cause = getattr(error, "cause", error)
-    no_room = isinstance(cause, torch.OutOfMemoryError | MemoryError)
-    if no_room or "can't allocate memory" in str(cause):
-        remedy = "training.micro_batch bounds how many, serving.cache_megabytes what is kept"
-        return f"teacher {name} has no memory for {rows} images at once: {remedy}"
-    return f"teacher {name} failed: {cause}"
 
 
 def _put(inputs: wire.Array) -> Reference:
@@ -325,21 +274,6 @@ def _put(inputs: wire.Array) -> Reference:
             f"a batch of {megabytes:,.0f} MiB does not fit into Ray's object store: a smaller "
             "training.batch_size, training.micro_batch, or a larger store"
         ) from error
-
-
-def _output(said: list[Any], device: torch.device) -> TeacherOutput:
-    """Of one shard after another; each has the sums of its own layers, and zeros for the rest."""
-    parts = [wire.decode_output(arrays, device) for arrays in said]
-    sums = [part.sums for part in parts if part.sums is not None]
-    return replace(parts[-1], sums=functools.reduce(operator.add, sums) if sums else None)
-
-
-def _gradient(said: list[Any], device: torch.device) -> InputGradient:
-    return wire.decode_gradient(said[0], device)
-
-
-def _state(said: list[dict[str, wire.Array]]) -> dict[str, Tensor]:
-    return {name: wire.decode(array) for own in said for name, array in own.items()}
 
 
 def _restore(

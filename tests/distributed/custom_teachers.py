@@ -24,11 +24,18 @@ FAILING = 13
 HUGE = 17
 """A batch of this size wants more memory than there is."""
 
+BUSY, CPU_SECONDS = 11, 0.05
+"""A batch of this size computes for so long."""
+
 
 @torch.library.custom_op("dfka_tests::moody", mutates_args=())
 def moody(images: Tensor) -> Tensor:
     if len(images) == SLOW:
         time.sleep(SECONDS)
+    if len(images) == BUSY:
+        until = time.process_time() + CPU_SECONDS
+        while time.process_time() < until:
+            pass
     if len(images) == FAILING:
         raise ArithmeticError("this teacher cannot count")
     if len(images) == HUGE:

@@ -81,7 +81,7 @@ SEAMS = {
     "ray": rooms(
         "launch",
         "tuning",
-        *(f"teachers/{m}" for m in ("server", "served", "pool", "meters")),
+        *(f"teachers/{m}" for m in ("server", "served", "routing", "answers", "pool", "meters")),
         *(f"benchmarks/serving/{m}" for m in ("scale", "traffic")),
     ),
     "deepspeed": rooms("training/engines", "training/checkpoint"),
