@@ -20,7 +20,10 @@ from dfka_dist.teachers.interface import Question, TeacherOutput, Wanted
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 
-ARMS = {"local, 1 thread": {"seconds": 0.4}, "served, 1 thread": {"seconds": 0.3}}
+ARMS = {
+    "local, 1 thread, turns": {"seconds": 0.4},
+    "served, 1 thread, at once": {"seconds": 0.3},
+}
 MADE: dict[str, Any] = {
     "steps": {"digits": {**ARMS, "served / local": 0.75}},
     "precision": {"fp32": {"seconds": 2.0}, "bf16": {"seconds": 1.0}, "bf16 / fp32": 0.5},
@@ -30,6 +33,7 @@ MADE: dict[str, Any] = {
     "teachers": {"M = 1": 0.2, "M = 8": 0.21, "M = 8 / M = 1": 1.05},
     "utilisation": [{"teachers": 8, "clients": 4, "utilisation": 0.93}],
     "memory": {"server": {"at 200": 300, "at 1000": 301, "growth": 1.0}},
+    "scores": {"fp32": [0.9, 0.91], "bf16": [0.9, 0.92], "bf16 - fp32, mean": 0.005},
 }
 
 
@@ -80,7 +84,7 @@ def test_what_was_measured_before_is_not_measured_again(place: Path) -> None:
 def test_every_measure_is_a_table_with_its_title() -> None:
     text = whole.text(MADE)
     assert all(whole.TITLES[name] in text for name in whole.MEASURES)
-    assert "| digits, served, 1 thread | 0.3 |" in text
+    assert "| digits, served, 1 thread, at once | 0.3 |" in text
     assert "| server | 300 | 301 | 1.0 |" in text
     assert "| 8 | 4 | 0.93 |" in text
 

@@ -1,7 +1,7 @@
 """One way to run training steps, in a process of its own that does a few whenever it is told to.
 
-`python -m dfka_dist.benchmarks.serving.arm CONFIG WAY THREADS`; each line it reads is a number of
-joint steps, each line it writes the seconds that they took.
+`python -m dfka_dist.benchmarks.serving.arm CONFIG WAY THREADS ORDER`; each line it reads is a
+number of joint steps, each line it writes the seconds that they took.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Way = Literal["local", "served"]
+Order = Literal["turns", "at once"]
+"""Of the two generators' work (`Aside`)."""
 WARMING = 8
 """Steps before the first that count: the memory has something in it, and all is compiled."""
 
@@ -27,12 +29,12 @@ class Arm:
 
     Args:
         config: a whole run as YAML.
-        threads: of the trainer's operations; with one, both generators compute at once (`Aside`).
+        threads: of the trainer's operations.
     """
 
-    def __init__(self, config: Path, way: Way, threads: int) -> None:
-        self.name = f"{way}, {threads} {'thread' if threads == 1 else 'threads'}"
-        self._command = [sys.executable, "-m", __name__, str(config), way, str(threads)]
+    def __init__(self, config: Path, way: Way, threads: int, order: Order) -> None:
+        self.name = f"{way}, {threads} {'thread' if threads == 1 else 'threads'}, {order}"
+        self._command = [sys.executable, "-m", __name__, str(config), way, str(threads), order]
 
     def __enter__(self) -> Arm:
         self._stack = ExitStack()
@@ -73,8 +75,8 @@ class Arm:
 
 def main() -> None:
     """Run steps as they are asked for."""
-    config, way, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    with _joint(config, way, threads) as (joint, teachers):
+    config, way, threads, order = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    with _joint(config, way, threads, order) as (joint, teachers):
         done = 0
         for line in sys.stdin:
             waited, began = teachers.waited, time.perf_counter()
@@ -88,13 +90,14 @@ def main() -> None:
 
 
 @contextmanager
-def _joint(path: Path, way: str, threads: int) -> Iterator[Any]:
+def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
     import torch
 
     from dfka_dist.loading import load
     from dfka_dist.models.sources import initial_weights, read_all_weights
     from dfka_dist.teachers.local import LocalTeachers
     from dfka_dist.teachers.teacher import load_teachers
+    from dfka_dist.training.aside import Aside
     from dfka_dist.training.joint import Joint
     from dfka_dist.training.workshop import Workshop
 
@@ -118,7 +121,9 @@ def _joint(path: Path, way: str, threads: int) -> Iterator[Any]:
         workshop = Workshop(config, teachers, lambda _: None, torch.device("cpu"))
         target = workshop.new_target(workshop.branching.design())
         memory = workshop.new_memory()
-        yield Joint(workshop, workshop.generator_engine(), target, memory), teachers
+        joint = Joint(workshop, workshop.generator_engine(), target, memory)
+        joint.aside = Aside(helped=order == "at once")
+        yield joint, teachers
 
 
 @contextmanager

@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from dfka_dist.benchmarks.networks import resnet18_teacher
-from dfka_dist.benchmarks.serving.arm import Arm, Way
+from dfka_dist.benchmarks.rows import Row, run
+from dfka_dist.benchmarks.serving.arm import Arm, Order, Way
 from dfka_dist.config import PRESETS, RunConfig
 from dfka_dist.loading import dump, load
 
-WAYS: tuple[tuple[Way, int], ...] = (("local", 1), ("local", 2), ("served", 1))
+WAYS: tuple[tuple[Way, int, Order], ...] = (
+    ("local", 1, "turns"),
+    ("local", 2, "turns"),
+    ("local", 1, "at once"),
+    ("served", 1, "at once"),
+)
+"""Threads within the trainer's operations, and the order of its two networks; with served teachers
+the last is what a run does on two cores."""
 RESNET_BATCH = 32
 SECONDS = 4.0
 """Steps of a turn last about so long."""
+
+PRECISIONS = ("fp32", "bf16")
+SEEDS = (0, 1, 2)
 
 Say = Callable[[str], None]
 Table = dict[str, Any]
@@ -40,10 +51,11 @@ def step_times(place: Path, repetitions: int, say: Say) -> Table:
     for name, config in configurations().items():
         path = place / f"{name}.yaml"
         path.write_text(dump(config), encoding="utf-8")
-        arms = [Arm(path, way, threads) for way, threads in WAYS]
+        arms = [Arm(path, *way) for way in WAYS]
         found[name] = compared(arms, repetitions, say)
-        local = min(found[name][arm.name]["seconds"] for arm in arms[:2])
-        found[name]["served / local"] = round(found[name][arms[2].name]["seconds"] / local, 3)
+        *plain, at_once, served = [found[name][arm.name]["seconds"] for arm in arms]
+        found[name]["served / local"] = round(served / min(plain), 3)
+        found[name]["served / local, at once"] = round(served / at_once, 3)
         say(f"{name}: served / local {found[name]['served / local']}")
     return found
 
@@ -51,17 +63,33 @@ def step_times(place: Path, repetitions: int, say: Say) -> Table:
 def precision_times(place: Path, repetitions: int, say: Say) -> Table:
     """bf16 with channels_last against fp32, in the trainer's own process with two threads."""
     paths = {}
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         training = {"precision": precision}
         config = _changed(load(PRESETS / "fashion.yaml", []), training=training)
         paths[precision] = place / f"fashion-{precision}.yaml"
         paths[precision].write_text(dump(_quiet(config)), encoding="utf-8")
-    arms = [Arm(path, "local", 2) for path in paths.values()]
+    arms = [Arm(path, "local", 2, "turns") for path in paths.values()]
     for arm, precision in zip(arms, paths, strict=True):
         arm.name = precision
     found = compared(arms, repetitions, say)
     ratio = found["bf16"]["seconds"] / found["fp32"]["seconds"]
     return found | {"bf16 / fp32": round(ratio, 3)}
+
+
+def precision_scores(place: Path, say: Say) -> Table:
+    """What short runs of fashion keep in fp32 and in bf16 on all its test images, seed by seed."""
+    rows = [Row(precision, _short(precision), seed) for seed in SEEDS for precision in PRECISIONS]
+    kept: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    for row in rows:
+        result = run(row, PRESETS / "fashion.yaml", place / "scores", say)
+        kept[row.name].append(result["evaluation"]["target"]["accuracy"])
+    pairs = zip(kept["bf16"], kept["fp32"], strict=True)
+    return kept | {"bf16 - fp32, mean": round(statistics.fmean(a - b for a, b in pairs), 4)}
+
+
+def _short(precision: str) -> tuple[str, ...]:
+    steps = {"steps": 150, "rehearsal_steps": 1500, "branch_steps": 0, "fine_tune_steps": 50}
+    return (f"training.precision={precision}", *(f"training.{k}={v}" for k, v in steps.items()))
 
 
 def compared(arms: Sequence[Arm], repetitions: int, say: Say) -> Table:
