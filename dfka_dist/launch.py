@@ -9,11 +9,13 @@ import os
 import queue
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +23,8 @@ import ray.train
 import ray.train.torch
 import torch
 import yaml
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RpcError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -117,8 +121,30 @@ def _knock(address: str) -> None:
         raise _no_cluster(address, "it is no HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError, UnicodeError) as error:
+        with _unheard():
+            GcsClient(address=address)  # who has the wrong token is told so here, and not by init
+    except AuthenticationError as error:
+        raise InputError(
+            "run.address",
+            f"the Ray cluster at {address} was not given its token",
+            "RAY_AUTH_MODE=token with the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token",
+        ) from error
+    except (OSError, OverflowError, UnicodeError, RpcError) as error:
         raise _no_cluster(address, str(error)) from error
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What Ray's own code writes to stderr is dropped; it does not go through Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _no_cluster(address: str, why: str) -> InputError:
