@@ -1,21 +1,14 @@
-"""The `Amalgamator` inside a Ray Train job, and Ray itself: the only module that starts workers."""
+"""The `Amalgamator` inside a Ray Train job: the only module that starts workers."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
 import queue
-import signal
-import socket
-import sys
 import tempfile
-import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -23,17 +16,13 @@ import ray.train
 import ray.train.torch
 import torch
 import yaml
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError, RpcError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dfka_dist.config import RunConfig
-from dfka_dist.errors import DfkaError, InputError, RunFailed
+from dfka_dist.errors import DfkaError, RunFailed
 from dfka_dist.loading import dump, parse
-from dfka_dist.teachers.nodes import NodeResources
-from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
@@ -42,13 +31,6 @@ from dfka_dist.training.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_COLOR_PREFIX": "0",
-}
-WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment of servers and workers, which share cores: a thread that waits gives up its own."""
 POLL_SECONDS = 0.5
 
 
@@ -86,122 +68,6 @@ class _Conductor:
 
     def collect(self) -> tuple[list[Record], End | None]:
         return [self._records.get() for _ in range(self._records.qsize())], self._end
-
-
-@contextlib.contextmanager
-def cluster(address: str | None, plan: PlacementPlan | None) -> Iterator[list[NodeResources]]:
-    """Connect to a cluster, or start a private one on this machine; gives its nodes.
-
-    Args:
-        plan: what a private cluster must have room for; CPUs are shares there, not cores.
-
-    Raises:
-        InputError: there is no cluster at the address.
-    """
-    if address:
-        _knock(address)
-    try:
-        _connect(address, plan)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address:
-            raise _no_cluster(address, str(error)) from error
-        raise RunFailed(f"Ray did not start on this machine: {error}") from error
-    try:
-        yield nodes()
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Is anybody there? Ray itself asks for minutes, and fills the terminal meanwhile."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
-        raise _no_cluster(address, "it is no HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-        with _unheard():
-            GcsClient(address=address)  # who has the wrong token is told so here, and not by init
-    except AuthenticationError as error:
-        raise InputError(
-            "run.address",
-            f"the Ray cluster at {address} was not given its token",
-            "RAY_AUTH_MODE=token with the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token",
-        ) from error
-    except (OSError, OverflowError, UnicodeError, RpcError) as error:
-        raise _no_cluster(address, str(error)) from error
-
-
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """What Ray's own code writes to stderr is dropped; it does not go through Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _no_cluster(address: str, why: str) -> InputError:
-    remedy = "auto, or HOST:PORT of a running Ray cluster"
-    return InputError("run.address", f"no Ray cluster at {address}: {why}", remedy)
-
-
-def _connect(address: str | None, plan: PlacementPlan | None) -> None:
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
-    where: dict[str, Any] = {"address": address}
-    if plan is not None and address is None:
-        cpus = max(os.cpu_count() or 1, math.ceil(plan.cpus))
-        where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    # Ray takes SIGTERM for itself, and dies of it without stopping what it started.
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        **where,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": WORKERS},
-    )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def nodes() -> list[NodeResources]:
-    """The living nodes of the cluster that this process is connected to."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return [
-        NodeResources(
-            name=node["NodeManagerAddress"],
-            cpus=float(node["Resources"].get("CPU", 0)),
-            gpus=float(node["Resources"].get("GPU", 0)),
-        )
-        for node in alive
-    ]
-
-
-def this_machine(config: RunConfig) -> list[NodeResources]:
-    """The one node of a private cluster: CPUs as many as could be asked for, GPUs as many as there
-    are."""
-    serving, training = config.serving, config.training
-    servers = serving.replicas * sum(len(teacher.blocks) + 1 for teacher in config.teachers)
-    asked = serving.cpus * servers + training.worker_cpus * training.workers
-    memory = [
-        torch.cuda.get_device_properties(index).total_memory / 2**30
-        for index in range(torch.cuda.device_count())
-    ]
-    return [
-        NodeResources(
-            name="this machine",
-            cpus=max(os.cpu_count() or 1, asked),
-            gpus=len(memory),
-            gpu_gigabytes=min(memory, default=None),
-        )
-    ]
 
 
 def amalgamate(

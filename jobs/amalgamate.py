@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfka_dist import commandline, launch, results
+from dfka_dist import clusters, commandline, launch, results
 from dfka_dist.archive import Archive, refuse_existing, refuse_unwritable
 from dfka_dist.config import RunConfig
 from dfka_dist.data import open_unlabelled
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.dry_run:
         _show(given, _dry_plan(arguments, ready))
         return _warn(given, ready)
-    planned = None if config.run.address else ready.plan(launch.this_machine(ready.served))
+    planned = None if config.run.address else ready.plan(clusters.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
-    with launch.cluster(config.run.address, planned) as nodes:
+    with clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
         commandline.emptied(folder, results.LEFT)
         _warn(given, ready)
@@ -208,9 +208,9 @@ def _dry_plan(arguments: argparse.Namespace, ready: Prepared) -> PlacementPlan:
     if arguments.nodes:
         return ready.plan(read_nodes(arguments.nodes))
     if ready.config.run.address:
-        with launch.cluster(ready.config.run.address, None) as nodes:
+        with clusters.connected(ready.config.run.address, None) as nodes:
             return ready.plan(nodes)
-    return ready.plan(launch.this_machine(ready.served))
+    return ready.plan(clusters.this_machine(ready.served))
 
 
 def _show(config: RunConfig, placement: PlacementPlan) -> None:

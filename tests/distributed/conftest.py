@@ -16,7 +16,7 @@ from ray._private import state as ray_state
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dfka_dist import launch
+from dfka_dist import clusters
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.teachers.local import LocalTeachers
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Nodes]:
     room = PlacementPlan(({"CPU": 8.0},), "PACK", seats=(), server={}, workers=())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
-        with launch.cluster(None, room) as nodes:
+        with clusters.connected(None, room) as nodes:
             yield nodes
 
 

@@ -80,6 +80,7 @@ SEAMS = {
     "ray.tune": rooms("tuning"),
     "ray": rooms(
         "launch",
+        "clusters",
         "tuning",
         *(f"teachers/{m}" for m in ("server", "served", "routing", "answers", "pool", "meters")),
         *(f"benchmarks/serving/{m}" for m in ("scale", "traffic")),

@@ -128,13 +128,13 @@ def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
 
 @contextmanager
 def _served(config: Any, weights: Any) -> Iterator[Any]:
-    from dfka_dist import launch
+    from dfka_dist import clusters
     from dfka_dist.teachers.placement import plan
     from dfka_dist.teachers.pool import TeacherPool
 
-    placement = plan(config, launch.this_machine(config))
+    placement = plan(config, clusters.this_machine(config))
     with (
-        launch.cluster(None, placement),
+        clusters.connected(None, placement),
         TeacherPool(config.teachers, weights, placement, config.serving, "arm") as pool,
     ):
         yield pool.teachers

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dfka_dist import launch
+from dfka_dist import clusters
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.loading import parse
 from dfka_dist.models.sources import initial_weights
@@ -19,11 +19,11 @@ from dfka_dist.teachers.pool import TeacherPool
 def pool_of(specs: Sequence[TeacherSpec], **serving: Any) -> Iterator[TeacherPool]:
     """Teachers with random weights, each with one share of a CPU in a hundred."""
     config = _configuration(specs, serving)
-    placement = plan(config, launch.this_machine(config))
+    placement = plan(config, clusters.this_machine(config))
     os.environ.setdefault("RAY_worker_niceness", "0")
     weights = initial_weights(specs, 0)
     with (
-        launch.cluster(None, placement),
+        clusters.connected(None, placement),
         TeacherPool(specs, weights, placement, config.serving, "measured") as pool,
     ):
         yield pool
