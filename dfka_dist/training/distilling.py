@@ -84,6 +84,7 @@ def _archived(workshop: Workshop, archive: Archive) -> Archived:
         workshop.config.run.seed,
         workshop.config.training.batch_size,
         rank_and_size(),
+        workshop.device,
     )
 
 
@@ -99,4 +100,5 @@ def _given(workshop: Workshop, source: str) -> Given:
         workshop.panel,
         workshop.columns,
         config.serving.in_flight,
+        workshop.device,
     )

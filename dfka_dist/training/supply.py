@@ -89,6 +89,7 @@ class Given:
     panel: Panel
     columns: range
     window: int
+    device: torch.device
 
     def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
         """See `Supply.batches`."""
@@ -104,9 +105,9 @@ class Given:
         if self.images is None:
             channels, height, width = self.shape
             noise = self.streams.uniform(stream, step, rows, channels * height * width)
-            return noise.float().reshape(-1, *self.shape)
+            return noise.float().reshape(-1, *self.shape).to(self.device)
         chance = self.streams.uniform(stream, step, rows, 1)[:, 0]
-        return self.images[(chance * len(self.images)).long()].float()
+        return self.images[(chance * len(self.images)).long()].float().to(self.device)
 
     def _ask(self, stream: str, step: int) -> Pending[Labelled]:
         return self.panel.labelled(self.drawn(stream, step, self.columns), self.panel.homes)
@@ -128,6 +129,7 @@ class Archived:
     seed: int
     size: int
     share: tuple[int, int]
+    device: torch.device
 
     def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
         """See `Supply.batches`."""
@@ -150,7 +152,8 @@ class Archived:
     def _labelled(self, batch: ArchivedBatch) -> Labelled:
         homes = torch.tensor([*self.homes, -1])[batch.homes]  # -1 finds itself
         names = self.panel.voices
-        return Labelled(batch.images, {name: batch.logits[name] for name in names}, homes)
+        logits = {name: batch.logits[name].to(self.device) for name in names}
+        return Labelled(batch.images.to(self.device), logits, homes)
 
 
 def rehearsed(rehearsal: Rehearsal, stream: str, steps: int, window: int) -> Iterator[Labelled]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.amalgamator import Amalgamator
-from dfka_dist.training.distilling import supplied
+from dfka_dist.training.distilling import _given, supplied
 from dfka_dist.training.dual import Lesson
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.workshop import Workshop
@@ -135,6 +136,25 @@ def test_a_target_goes_on_from_an_archive_without_teachers(
     weights = [name for name in made.state if name.endswith((".weight", ".bias"))]
     assert max(moved(1e-9).values()) < 1e-6
     assert min(moved(1e-2).values()) > 1e-3
+
+
+def test_images_from_an_archive_come_to_the_workers_device(
+    source: str, family: Family, make: Make
+) -> None:
+    bare, nobody = silent(family)
+    config = make(bare, recipe="distill", images=source)
+    workshop = Workshop(config, nobody, [].append, torch.device("cpu"))
+    supply = replace(supplied(workshop), device=torch.device("meta"))
+    (batch,) = supply.batches("x", 1)
+    devices = {value.device.type for value in (batch.images, *batch.logits.values())}
+    assert devices == {"meta"}
+
+
+def test_given_images_come_to_the_workers_device(family: Family, make: Make) -> None:
+    config = make(family, recipe="distill", images="noise")
+    workshop = Workshop(config, silent(family)[1], [].append, torch.device("cpu"))
+    supply = _given(workshop, "noise")
+    assert replace(supply, device=torch.device("meta")).drawn("x", 0, range(4)).is_meta
 
 
 def test_images_of_a_teacher_that_is_left_out_teach_and_prove_nothing(
