@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ class ProbeSet:
             name: probabilities(batch.logits[name], voice.task)
             for name, voice in self._panel.voices.items()
         }
-        self._labelled = batch, said
+        self._labelled = batch, self._by_homes(said, batch.homes)
 
     def looks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images with their homes, at most `STRIDE` together: every part as it is, those of one
@@ -99,6 +100,17 @@ class ProbeSet:
             for each in self._panel.about_images(images, everyones, Wanted())
             for name, answer in each.answer.result().items()
         }
+
+    def _by_homes(self, said: dict[str, Tensor], homes: Tensor) -> dict[str, Tensor]:
+        """The same, where of a label that several teachers know an image's home alone is heard: of
+        the others an archive has nothing."""
+        for index, home in enumerate(said):
+            rows = homes == index
+            for name, label in itertools.product(said, self._labels[home]):
+                if label in self._labels[name]:
+                    known = said[home][rows, self._labels[home].index(label)]
+                    said[name][rows, self._labels[name].index(label)] = known
+        return said
 
     @property
     def _labels(self) -> dict[str, list[str]]:

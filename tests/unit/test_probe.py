@@ -13,6 +13,7 @@ from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
+from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.probe import ProbeSet
 
@@ -148,3 +149,15 @@ def test_labels_that_an_images_home_does_not_know_count_for_nothing(
     probe.add(pictures(32, 0), torch.zeros(32, dtype=torch.long))
     coverage = probe.judge(make_copy(two[0], load_teacher(spec)))["coverage"]
     assert coverage["x"]["share"] == 0
+
+
+def test_of_an_archives_images_the_home_alone_is_heard(
+    two: list[Teacher], make_panel: MakePanel, make_copy: Callable[..., TargetNet]
+) -> None:
+    """The second is sure enough of b; the archive has nothing of the first, who knows b too."""
+    said = torch.tensor([0.4, 0.08, 0.52]).log().expand(16, 3)
+    logits = {"one": torch.zeros(16, len(LABELS)), "two": said}
+    probe = ProbeSet(make_panel(*two))
+    probe.add_labelled(Labelled(pictures(16, 0), logits, torch.ones(16, dtype=torch.long)))
+    coverage = probe.judge(make_copy(*two))["coverage"]
+    assert (coverage["b"]["share"], coverage["x"]["share"]) == (1, 0)
