@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dfka_dist.config import RunConfig
@@ -58,9 +57,7 @@ class Scorer:
             return self._said[batch]
 
         def ask_target(images: Tensor) -> dict[str, Tensor]:
-            with torch.no_grad():
-                own = target(images)
-            return {name: probabilities(own[name], self._specs[name].task) for name in own}
+            return target.probabilities(images)
 
         labels = {name: spec.labels for name, spec in self._specs.items()}
         kept = {branch.teacher.name: branch.labels for branch in target.design.branches}

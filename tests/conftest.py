@@ -96,14 +96,15 @@ def load_teacher() -> Callable[[TeacherSpec], Teacher]:
 
 @pytest.fixture(scope="session")
 def make_copy() -> Callable[..., TargetNet]:
-    """A factory of targets that are their teachers all over: `make_copy(teacher, ...)`.
+    """A factory of targets that are their teachers all over: `make_copy(teacher, ..., labels=...)`.
 
     The trunk is the first one's blocks, so the others must have the same.
     """
 
-    def make(*teachers: Teacher) -> TargetNet:
+    def make(*teachers: Teacher, labels: Sequence[str] = ()) -> TargetNet:
         first = teachers[0].description
-        labels = dict.fromkeys(label for teacher in teachers for label in teacher.spec.labels)
+        known = dict.fromkeys(label for teacher in teachers for label in teacher.spec.labels)
+        labels = labels or list(known)
         design = Architecture(
             dfka_dist=version(),
             labels=list(labels),
@@ -116,7 +117,7 @@ def make_copy() -> Callable[..., TargetNet]:
                     depth=first.depth,
                     entry=first.depth,
                     shape=first.shapes[-1],
-                    labels=teacher.spec.labels,
+                    labels=[label for label in teacher.spec.labels if label in labels],
                 )
                 for teacher in teachers
             ],

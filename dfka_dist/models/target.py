@@ -112,28 +112,48 @@ class TargetNet(nn.Module):
             b.teacher.name: [b.teacher.labels.index(label) for label in b.labels]
             for b in design.branches
         }
+        self._heard = {
+            b.teacher.name: self.kept[b.teacher.name]
+            for b in design.branches
+            if b.teacher.task == "multi_label"
+        }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """{teacher: logits (N, kept labels)} of images (N, C, H, W) in [0, 1], of any size."""
+        """{teacher: logits} of images (N, C, H, W) in [0, 1], of any size: (N, kept labels) of a
+        multi-label teacher, (N, K) of a single-label one, whose labels are sure of each other."""
         return self.judge(self.trunk(images))
 
     def judge(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{teacher: logits (N, kept labels)}: what the tails say of the trunk's features."""
-        return {name: tail(features[name])[:, self.kept[name]] for name, tail in self.tails.items()}
+        """{teacher: logits} as in `forward`: what the tails say of the trunk's features."""
+        said = {name: tail(features[name]) for name, tail in self.tails.items()}
+        return {
+            name: logits[:, self._heard[name]] if name in self._heard else logits
+            for name, logits in said.items()
+        }
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> dict[str, Tensor]:
+        """{teacher: (N, kept labels)}. Of a single-label teacher they do not sum to one where not
+        all its labels are kept: an image may show none of them."""
+        found = {}
+        for name, own in self(images).items():
+            single = name not in self._heard
+            found[name] = (
+                own.float().softmax(1)[:, self.kept[name]] if single else own.float().sigmoid()
+            )
+        return found
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Probabilities (N, C) in the order of `labels`; the mean where two teachers know one."""
-        probabilities = torch.zeros(len(images), len(self.labels), device=images.device)
+        sums = torch.zeros(len(images), len(self.labels), device=images.device)
         voices = torch.zeros(len(self.labels), device=images.device)
-        logits = self(images)
+        found = self.probabilities(images)
         for branch in self.design.branches:
             columns = [self.labels.index(label) for label in branch.labels]
-            own = logits[branch.teacher.name].float()
-            single = branch.teacher.task == "single_label"
-            probabilities[:, columns] += own.softmax(1) if single else own.sigmoid()
+            sums[:, columns] += found[branch.teacher.name]
             voices[columns] += 1
-        return probabilities / voices
+        return sums / voices
 
     def parameter_count(self) -> int:
         """Number of parameters, tails included."""

@@ -30,7 +30,7 @@ class Lesson:
         self._voices = panel.voices
         self._rows = {name: panel.rows(name, batch.homes) for name in self._voices}
         self._truth = {
-            name: taken(batch.logits[name], self._rows[name])[:, list(voice.kept)]
+            name: voice.heard(taken(batch.logits[name], self._rows[name]))
             for name, voice in self._voices.items()
         }
 
@@ -38,8 +38,8 @@ class Lesson:
         """Eq. 14 of every stream, eq. 16 of them together.
 
         Args:
-            streams: per teacher the logits (n, kept labels) for the images that concern it; of the
-                images, and perhaps of the link.
+            streams: per teacher the logits (n, K) that are heard of it, for the images that concern
+                it; of the images, and perhaps of the link.
         """
         return losses.weigh(
             self._weights,
@@ -57,7 +57,7 @@ class Lesson:
         }
 
     def concerned(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of logits (N, kept labels) those for images that concern the teacher."""
+        """Of logits (N, K) those for images that concern the teacher."""
         return {name: taken(said[name], self._rows[name]) for name in self._voices}
 
     def _distances(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,9 +189,9 @@ def block_losses(
 
 
 def _kept(answers: list[dict[str, TeacherOutput]], panel: Panel) -> dict[str, Tensor]:
-    """Per teacher its logits (n, kept labels)."""
+    """Per teacher its logits (n, K) that are heard."""
     return {
-        name: answered(answer)[:, list(panel.voices[name].kept)]
+        name: panel.voices[name].heard(answered(answer))
         for own in answers
         for name, answer in own.items()
     }

@@ -150,6 +150,6 @@ def _disagreements(
     with listened_to(student):
         own = student(heard.images)
     return [
-        losses.adversarial(taken(own[n], heard.rows[n]), answered(a)[:, list(voices[n].kept)])
+        losses.adversarial(taken(own[n], heard.rows[n]), voices[n].heard(answered(a)))
         for n, a in heard.answers.items()
     ]

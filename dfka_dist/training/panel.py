@@ -29,7 +29,7 @@ class Voice:
 
     description: TeacherDescription
     kept: tuple[int, ...]
-    """Columns of the customised labels (g_m of eq. 13)."""
+    """Columns of the customised labels."""
 
     @property
     def task(self) -> Task:
@@ -37,8 +37,8 @@ class Voice:
         return self.description.spec.task
 
     def heard(self, logits: Tensor) -> Tensor:
-        """What the generator's terms look at: the wanted labels; of a single-label teacher all, for
-        an image of something else must not pass for one of the wanted."""
+        """What is learned from (g_m of eq. 13): the wanted labels; of a single-label teacher all,
+        for an image of something else must not pass for one of the wanted."""
         return logits if self.task == "single_label" else logits[:, list(self.kept)]
 
 

@@ -60,11 +60,12 @@ def judge(
         specs: Sequence[TeacherSpec],
         sampled: bool = False,
         micro_batch: int | None = None,
+        labels: Sequence[str] | None = None,
         **weights: float,
     ) -> Judged:
         config = make_config(
             specs,
-            target={"arguments": {"widths": [4, 6, 8]}},
+            target={"arguments": {"widths": [4, 6, 8]}, "labels": labels or "all"},
             generator={"latent": 6},
             losses=NONE | weights,
             training={
@@ -298,6 +299,20 @@ def test_a_student_hears_of_an_image_from_its_home_alone(
         assert gradient is not None
         assert torch.equal(gradient.abs().sum(1) > 0, own)
     assert report.total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_one_label_of_a_softmax_teacher_is_learned_beside_those_that_nobody_wants(
+    judge: Judge, strangers: list[TeacherSpec]
+) -> None:
+    """Alone it would always have the probability one, and there would be nothing to learn."""
+    spec = next(spec for spec in strangers if spec.task == "single_label")
+    judged = judge([spec], labels=spec.labels[:1], one_hot=1.0)
+    lesson = Lesson(judged.labelled, judged.panel, LossWeights(distill=1.0, logits=0.0))
+    said = judged.student(judged.images)
+    report = lesson.report(said)
+    truth = UncutTeacher(spec)(judged.images)[0]
+    expected = losses.distill(said[spec.name], truth, "single_label").item()
+    assert report.total.item() == pytest.approx(expected, rel=1e-5) and expected > 0.1
 
 
 @pytest.mark.parametrize("distill", [{"one": 0.0}, {"one": 0.0, "two": 0.0}])

@@ -23,7 +23,7 @@ from dfka_dist.models.target import (
     trunk_shapes,
     version,
 )
-from dfka_dist.teachers.teacher import load_teachers
+from dfka_dist.teachers.teacher import Teacher, load_teachers
 from dfka_dist.training.branching import Branching
 
 MakeTeacher = Callable[..., TeacherSpec]
@@ -363,3 +363,19 @@ def test_weights_may_be_those_of_a_teachers_tail(make_teacher: MakeTeacher) -> N
     shapes = sorted(tuple(value.shape) for value in net.tails[spec.name].state_dict().values())
     assert isinstance(whole.classifier, nn.Linear)
     assert shapes == sorted(tuple(value.shape) for value in whole.classifier.state_dict().values())
+
+
+@pytest.mark.parametrize("labels", [["b"], ["c", "a"]])
+def test_a_label_of_a_softmax_teacher_is_as_likely_alone_as_among_all(
+    make_teacher: Callable[..., TeacherSpec],
+    load_teacher: Callable[[TeacherSpec], Teacher],
+    make_copy: Callable[..., TargetNet],
+    labels: list[str],
+) -> None:
+    teacher = load_teacher(make_teacher("one", "abc", task="single_label"))
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole = make_copy(teacher).predict(images)
+    few = make_copy(teacher, labels=labels)
+    assert torch.equal(few.predict(images), whole[:, ["abc".index(label) for label in labels]])
+    kept = [label for label in "abc" if label in labels]
+    assert few.probabilities(images)["one"].shape == (4, len(kept))
