@@ -120,7 +120,12 @@ def save_samples(images: Tensor, row_labels: Sequence[str], path: Path) -> None:
 
 
 def write_report(
-    folder: Path, result: Mapping[str, Any], records: Sequence[Record], configuration: str
+    folder: Path,
+    result: Mapping[str, Any],
+    records: Sequence[Record],
+    configuration: str,
+    *,
+    by_label: bool = True,
 ) -> None:
     """Write `report.html`, one file that opens without a network.
 
@@ -129,12 +134,14 @@ def write_report(
         result: what `result.json` holds.
         records: what `metrics.jsonl` holds.
         configuration: the text of `resolved.yaml`.
+        by_label: whether each row of samples is a label's.
     """
     samples = folder / "samples.png"
     page = _templates().get_template("report.html.j2")
     html = page.render(
         result=result,
         configuration=configuration,
+        by_label=by_label,
         samples=base64.b64encode(samples.read_bytes()).decode() if samples.exists() else None,
         curves=loss_curves(records),
         depths=depth_curve(result),

@@ -113,13 +113,20 @@ def write(
     outcome: Outcome,
     log: MetricsLog,
     configuration: str,
+    *,
+    by_label: bool,
 ) -> None:
-    """Write everything; `result.json` last, so that it says that all else is there."""
+    """Write everything; `result.json` last, so that it says that all else is there.
+
+    Args:
+        by_label: whether the generator was asked for labels, so that each has its row of samples.
+    """
     target = rebuilt(outcome.network)
     target.save_pretrained(folder / "target_net")
     write_model_card(folder / "target_net", found)
     if outcome.samples is not None:
         assert len(outcome.samples) == SAMPLES * len(target.labels)
-        save_samples(outcome.samples, target.labels, folder / "samples.png")
-    write_report(folder, found, log.records, configuration)
+        rows = target.labels if by_label else [""] * len(target.labels)
+        save_samples(outcome.samples, rows, folder / "samples.png")
+    write_report(folder, found, log.records, configuration, by_label=by_label)
     (folder / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

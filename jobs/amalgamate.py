@@ -160,7 +160,8 @@ def _run(
             cpu = outcome.cpu_seconds + served_seconds() + time.process_time()
         seconds = {"wall": round(time.monotonic() - began, 1), "cpu": round(cpu, 1)}
         found = results.result(config, teachers.descriptions, outcome, evaluations, seconds)
-        results.write(folder, found, outcome, log, configuration)
+        by_label = config.training.sampled_labels
+        results.write(folder, found, outcome, log, configuration, by_label=by_label)
     _say(found, folder)
 
 
@@ -191,6 +192,11 @@ def _warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
         if teacher.name not in heard:
             what = "knows none of the labels that are wanted, and is left out"
             yield f"the teacher {teacher.name} {what}"
+    if training.recipe == "paper" and config.losses.link and not config.losses.group:
+        yield (
+            "losses.link: the features of eq. 15 mean nothing without losses.group, which is 0; "
+            "the preset paper has all of the paper's weights"
+        )
     if config.is_teacherless and config.evaluations:
         yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
     image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)

@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"turns of everything that serving compares (default: {REPETITIONS})",
     )
     arguments = parser.parse_args(argv)
+    if arguments.overwrite:
+        what = "is not for tables, which keep what is done"
+        raise InputError("--overwrite", what, "another --output, to begin anew")
     if arguments.what == "serving":
         _serving(arguments)
     elif arguments.config is None:
@@ -65,7 +68,7 @@ def _runs(arguments: argparse.Namespace, table: ModuleType) -> None:
         for row in table.rows(config, steps, place):
             print(f"{row.folder}: {' '.join(row.changes)}")
         return
-    place.mkdir(parents=True, exist_ok=True)
+    _made(place)
     source = place / "config.yaml"
     source.write_text(dump(config), encoding="utf-8")
     made = table.table(config, source, steps, place, print)
@@ -79,7 +82,7 @@ def _serving(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print("\n".join(f"{name}: {title}" for name, title in serving.TITLES.items()))
         return
-    place.mkdir(parents=True, exist_ok=True)
+    _made(place)
     made = serving.table(place, arguments.repetitions, print)
     _write(place, "benchmark", made, serving.text, serving.draw)
 
@@ -87,6 +90,11 @@ def _serving(arguments: argparse.Namespace) -> None:
 def _place(arguments: argparse.Namespace, name: str) -> Path:
     chosen: Path = arguments.output or Path("runs") / name
     return chosen.resolve()
+
+
+def _made(place: Path) -> None:
+    commandline.refuse_unwritable(place)
+    place.mkdir(parents=True, exist_ok=True)
 
 
 def _write(

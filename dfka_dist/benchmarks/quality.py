@@ -96,11 +96,16 @@ def scored(config: RunConfig) -> EvaluationSpec:
     """The data set that rows are scored on.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or none of all labels.
     """
     if not config.evaluations:
         raise InputError("evaluations", "is missing", "a data set to score on")
-    return next(iter(config.evaluations.values()))
+    for evaluation in config.evaluations.values():
+        own = evaluation.teachers
+        heard = [t for t in config.teachers if own == "all" or t.name in own]
+        if {label for teacher in heard for label in teacher.labels} >= set(config.labels):
+            return evaluation
+    raise InputError("evaluations", "cover not all labels", "a data set of all labels")
 
 
 def table(

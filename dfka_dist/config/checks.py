@@ -40,6 +40,12 @@ def _check_target(config: RunConfig) -> None:
                 )
     if isinstance(config.target.branch, dict):
         _check_names(config, "target.branch", config.target.branch)
+    if config.target.max_parameters is not None and config.target.branch not in ("last", "best"):
+        raise InputError(
+            "target.branch",
+            "says where branches leave, and target.max_parameters lets them be chosen",
+            "one of the two",
+        )
     chosen = config.target.branch == "best" or config.target.max_parameters is not None
     if chosen and not config.training.branch_steps and config.training.recipe != "paper":
         raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ _TASKS = {
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
 }
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PREPROCESSOR = "preprocessor_config.json"
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
@@ -78,7 +80,7 @@ def _completed(teacher: Tree, folder: Path, key: str) -> Tree:
         whole["labels"] = _labels(config, f"{key}.labels")
     if "task" not in whole:
         whole["task"] = _task(config, f"{key}.task")
-    if "weights" not in whole:
+    if "weights" not in teacher:  # none on purpose: an archive says what it said
         whole["weights"] = _weights(place, f"{key}.weights")
     if isinstance(whole.setdefault("input", {}), dict):
         whole["input"] = _input(place, config, whole["input"], f"{key}.input")
@@ -123,7 +125,7 @@ def _architecture(config: Mapping[str, Any]) -> Tree:
 
 
 def _labels(config: Mapping[str, Any], key: str) -> list[str]:
-    """The names of `id2label` in the order of their ids."""
+    """The names of `id2label` in the order of their ids; those that stand twice, with their id."""
     names = config.get("id2label")
     if not isinstance(names, dict) or not names:
         raise InputError(
@@ -136,7 +138,15 @@ def _labels(config: Mapping[str, Any], key: str) -> list[str]:
             f"config.json has {len(names)} names in id2label for num_labels {count}",
             f"ids from 0 to {len(names) - 1} and as many labels, or a list here",
         )
-    return [names[str(index)] for index in range(len(names))]
+    found = [str(names[str(index)]) for index in range(len(names))]
+    if all(_PLACEHOLDER.fullmatch(name) for name in found):
+        raise InputError(
+            key,
+            f"config.json calls them {found[0]} to {found[-1]}, as every model that nobody named",
+            "their names here, in the order of the logits",
+        )
+    repeated = {name for name, count in Counter(found).items() if count > 1}
+    return [f"{n} ({i})" if n in repeated else n for i, n in enumerate(found)]
 
 
 def _task(config: Mapping[str, Any], key: str) -> str:

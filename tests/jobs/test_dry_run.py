@@ -40,6 +40,13 @@ def test_it_prints_where_servers_and_workers_would_be(call: Call, config: Path) 
     )
 
 
+def test_it_warns_of_a_link_whose_features_mean_nothing(call: Call, config: Path) -> None:
+    """The recipe alone is not the paper."""
+    given = ["--config", config, "--dry-run", "--set", "training.recipe=paper"]
+    assert call("amalgamate", *given).err.startswith("warning: losses.link: ")
+    assert call("amalgamate", *given, "--set", "losses.group=1.0").err == ""
+
+
 def test_it_warns_where_the_memory_does_not_hold_the_whole_way(call: Call, config: Path) -> None:
     given = ["--config", config, "--set", "training.memory_megabytes=1", "--dry-run"]
     few, many = (call("amalgamate", *given, "--set", f"training.steps={n}").err for n in (1, 10**6))

@@ -323,6 +323,7 @@ def test_no_number_may_be_infinite_or_none(tmp_path: Path, key: str, value: str)
         ("target.branch={three: 1}", "target.branch", "'three'"),
         ("target.branch=best", "training.branch_steps", "is 0"),
         ("target.max_parameters=1000", "training.branch_steps", "is 0"),
+        ("target={branch: 1, max_parameters: 9}", "target.branch", "target.max_parameters lets"),
         ("losses.distill={three: 1}", "losses.distill", "'three'"),
         ("training.images=noise", "training.images", "with the recipe joint"),
         ("training.recipe=distill", "training.images", "is missing"),

@@ -300,6 +300,16 @@ def test_labels_are_in_the_order_of_their_ids(make_folder: MakeFolder) -> None:
     assert spec.labels == list(names.values())
 
 
+def test_a_name_that_stands_twice_is_told_apart_by_its_id(make_folder: MakeFolder) -> None:
+    """ImageNet has two kinds of crane."""
+    names = {"0": "crane", "1": "heron", "2": "crane"}
+    assert completed(make_folder(id2label=names)).labels == ["crane (0)", "heron", "crane (2)"]
+
+
+def test_a_teacher_may_be_without_weights_on_purpose(make_folder: MakeFolder) -> None:
+    assert completed(make_folder(), weights=None).weights is None
+
+
 @pytest.mark.parametrize("problem", ["single_label_classification", None])
 def test_a_teacher_is_single_label_unless_it_says_otherwise(
     make_folder: MakeFolder, problem: str | None
@@ -545,6 +555,7 @@ def test_what_is_no_plain_image_classifier_is_refused(
         ({"num_labels": 4}, "3 names in id2label for num_labels 4"),
         ({"id2label": {"0": "a", "2": "b"}}, "2 names in id2label"),
         ({"id2label": {"a": "b"}}, "1 names in id2label"),
+        ({"id2label": {str(i): f"LABEL_{i}" for i in range(3)}}, "LABEL_0 to LABEL_2, as every"),
     ],
 )
 def test_labels_that_are_not_all_there_are_refused(

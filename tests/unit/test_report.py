@@ -96,8 +96,16 @@ def without_pooled_figures() -> dict[str, Any]:
 
 def report(folder: Path, result: dict[str, Any] = RESULT, **more: Any) -> str:
     records = more.get("records", [record(10), record(20), record(30, "fine_tune", distill=0.5)])
-    write_report(folder, result, records, more.get("configuration", "run: {name: pets}"))
+    said = more.get("configuration", "run: {name: pets}")
+    write_report(folder, result, records, said, by_label=more.get("by_label", True))
     return (folder / "report.html").read_text("utf-8")
+
+
+def test_rows_of_samples_are_labels_only_where_labels_were_asked_for(tmp_path: Path) -> None:
+    save_samples(torch.rand(4, 1, 8, 8), ["", ""], tmp_path / "samples.png")
+    asked, not_asked = (report(tmp_path, by_label=own) for own in (True, False))
+    assert "one row a label" in asked and "one row a label" not in not_asked
+    assert "never asked for a label" in not_asked
 
 
 def card(folder: Path, result: dict[str, Any] = RESULT) -> str:
