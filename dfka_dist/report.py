@@ -151,9 +151,14 @@ def write_report(
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
-def write_model_card(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write `README.md`, the model card that lies beside the weights."""
-    card = _templates().get_template("model_card.md.j2").render(result=result)
+def write_model_card(folder: Path, result: Mapping[str, Any], code: Sequence[str] = ()) -> None:
+    """Write `README.md`, the model card that lies beside the weights.
+
+    Args:
+        code: modules without which the network cannot be loaded.
+    """
+    template = _templates().get_template("model_card.md.j2")
+    card = template.render(result=result, code=list(code))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -123,7 +123,7 @@ def write(
     """
     target = rebuilt(outcome.network)
     target.save_pretrained(folder / "target_net")
-    write_model_card(folder / "target_net", found)
+    write_model_card(folder / "target_net", found, target.design.code)
     if outcome.samples is not None:
         assert len(outcome.samples) == SAMPLES * len(target.labels)
         rows = target.labels if by_label else [""] * len(target.labels)

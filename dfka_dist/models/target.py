@@ -47,6 +47,12 @@ class Architecture(Node):
     arguments: dict[str, Any]
     branches: list[BranchPoint]
 
+    @property
+    def code(self) -> list[str]:
+        """Modules of others that its parts are made by."""
+        modules = [branch.teacher.source.partition(":")[0] for branch in self.branches]
+        return [m for m in dict.fromkeys(modules) if m not in ("builtin", "hf")]
+
     @model_validator(mode="after")
     def _every_label_has_a_branch(self) -> Self:
         kept = {label for branch in self.branches for label in branch.labels}
@@ -183,9 +189,8 @@ class TargetNet(nn.Module):
         """
         place = Path(folder)
         design = _read_design(place / "config.json")
-        for branch in design.branches:
-            module = branch.teacher.source.partition(":")[0]
-            if module not in ("builtin", "hf") and module not in allow_code:
+        for module in design.code:
+            if module not in allow_code:
                 raise InputError(
                     "allow_code", f"{place} needs code from {module}", f'allow_code=["{module}"]'
                 )

@@ -105,17 +105,18 @@ class Joint:
         half = training.dual_steps // 2
         drawn = self._workshop.draw("joint", step)
         # The student learns from memory while gradients go back through teachers and generator,
-        # and while that makes the next images; what it will learn from next is asked about while
-        # it is itself listened to. Which images meet which weights depends on nothing but the step.
+        # and while that makes the next images; the teachers look at what it learns from next at
+        # the same time. Which images meet which weights depends on nothing but the step.
         asking = self.aside.now(lambda: self._synthesis.ask(drawn))
         reports = self._study(range(half), rate)
         self._learning.result()
         batch = asking.result()
         said = self._synthesis.hear(batch)
         self._memory.add(said.labelled)
-        planning = self.aside.now(lambda: self._next_lessons(step + 1))
         weights = weights_at(self._weights, step, training.steps)
         criticism = self._synthesis.criticise(batch, said, self._target, weights)
+        # Behind the gradients, which are waited for first.
+        planning = self.aside.now(lambda: self._next_lessons(step + 1))
         own_rate = generator_rate(self._workshop, step)
         self._learning = self.aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
         reports += self._study(range(half, training.dual_steps), rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ def test_rows_of_samples_are_labels_only_where_labels_were_asked_for(tmp_path: P
     assert "never asked for a label" in not_asked
 
 
-def card(folder: Path, result: dict[str, Any] = RESULT) -> str:
-    write_model_card(folder, result)
+def card(folder: Path, result: dict[str, Any] = RESULT, code: Sequence[str] = ()) -> str:
+    write_model_card(folder, result, code)
     return (folder / "README.md").read_text("utf-8")
 
 
@@ -353,3 +354,9 @@ def test_model_card_keeps_a_table_whole_whatever_a_label_holds(tmp_path: Path) -
     odd = copy.deepcopy(RESULT)
     odd["teachers"][0]["labels"] = ["a|b\nc"]
     assert r"| a\|b c |" in card(tmp_path, odd)
+
+
+def test_a_model_card_says_which_code_its_network_needs(tmp_path: Path) -> None:
+    loading = 'from_pretrained(folder, allow_code=["my_package.networks"])'
+    assert loading in card(tmp_path, code=["my_package.networks"])
+    assert "from_pretrained(folder)" in card(tmp_path)
