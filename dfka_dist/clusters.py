@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RpcError
 
@@ -47,6 +48,8 @@ def connected(address: str | None, plan: PlacementPlan | None) -> Iterator[list[
         _knock(address)
     try:
         _connect(address, plan)
+    except AuthenticationError as error:
+        raise _no_token(address or "this machine") from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address:
             raise _no_cluster(address, str(error)) from error
@@ -66,14 +69,11 @@ def _knock(address: str) -> None:
         raise _no_cluster(address, "it is no HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
+        ensure_token_if_auth_enabled(None, create_token_if_missing=False)
         with _unheard():
             GcsClient(address=address)  # who has the wrong token is told so here, and not by init
     except AuthenticationError as error:
-        raise InputError(
-            "run.address",
-            f"the Ray cluster at {address} was not given its token",
-            "RAY_AUTH_MODE=token with the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token",
-        ) from error
+        raise _no_token(address) from error
     except (OSError, OverflowError, UnicodeError, RpcError) as error:
         raise _no_cluster(address, str(error)) from error
 
@@ -90,6 +90,14 @@ def _unheard() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _no_token(address: str) -> InputError:
+    return InputError(
+        "run.address",
+        f"the Ray cluster at {address} was not given its token",
+        "RAY_AUTH_MODE=token with the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token",
+    )
 
 
 def _no_cluster(address: str, why: str) -> InputError:

@@ -33,7 +33,7 @@ class ServingSpec(Node):
 
     replicas: Few = 1
     in_flight: Count = 4
-    """Calls that one client may have outstanding with one replica."""
+    """Calls that one client may have outstanding with one replica, in each of its threads."""
     cpus: Cpus = 0.5
     gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Part of a GPU for each server."""

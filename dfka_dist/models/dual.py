@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfka_dist.models.filters import FilterBank, Filtered, Shape
-from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.preprocessing import Preprocessing, channels_last
 
 
 class DualBlock(nn.Module):
@@ -59,7 +59,7 @@ class DualBlock(nn.Module):
             images: (N, C, H, W) in [0, 1]; F_1 = T^(b-1)..T^1 of them.
             link: F_2, the generator's feature of the same depth; without it one stream.
         """
-        value = self.preprocessing(images).contiguous(memory_format=torch.channels_last)
+        value = channels_last(self.preprocessing(images))
         for block in self.blocks:
             value = block(value)
         own = self.filters(value.float())

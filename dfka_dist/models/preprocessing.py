@@ -37,6 +37,17 @@ class Preprocessing(nn.Module):
         return (images - self.mean.to(images.dtype)) / self.deviation.to(images.dtype)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """(N, C, H, W) as it is, laid out so that convolutions work pixel by pixel.
+
+    One channel alone is laid out either way at once, and convolutions would take the slower one;
+    that is why it is copied.
+    """
+    if images.shape[1] == 1:
+        return images.clone(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def common_input(specs: list[InputSpec]) -> InputSpec:
     """What the generator makes and the target eats: the largest size and channel count there is."""
     first = specs[0]

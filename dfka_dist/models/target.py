@@ -18,7 +18,7 @@ from dfka_dist.errors import InputError
 from dfka_dist.models import sources
 from dfka_dist.models.backbones import TRUNKS
 from dfka_dist.models.filters import Shape, TeacherFilter
-from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.preprocessing import Preprocessing, channels_last
 from dfka_dist.models.splitting import cut
 
 
@@ -94,7 +94,7 @@ class DualGenerator(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Filtered features of images (N, C, H, W) in [0, 1]."""
-        value = self.preprocessing(images).contiguous(memory_format=torch.channels_last)
+        value = channels_last(self.preprocessing(images))
         features = [value]
         for block in self.blocks:
             features.append(block(features[-1]))

@@ -14,7 +14,7 @@ from dfka_dist.config import Precision, TeacherSpec
 from dfka_dist.errors import InputError
 from dfka_dist.models import sources
 from dfka_dist.models.filters import Shape
-from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.preprocessing import Preprocessing, channels_last
 from dfka_dist.models.splitting import BlockChain, cut
 from dfka_dist.teachers.interface import (
     BatchNormLayer,
@@ -44,7 +44,7 @@ class Teacher:
         self.spec = spec
         self.preprocessing = Preprocessing(spec.input)
         self.chain = cut(network, spec.blocks, _example(spec).to(_dtype(network)), key)
-        self.chain.requires_grad_(False)
+        self.chain.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._embedding = _last_linear(network, self.chain)
         self._parts = _batch_norms(network, self.chain)
         self._inputs: dict[str, Tensor] = {}
@@ -96,9 +96,7 @@ class Teacher:
             value = value.to(_dtype(self.chain))
         try:
             with torch.autocast(value.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                last = self.chain(
-                    value.contiguous(memory_format=torch.channels_last), depth, self._stages.stop
-                )
+                last = self.chain(channels_last(value), depth, self._stages.stop)
             sums = self._sums(depth) if wanted.sums else None
             if self._stages.stop <= self.chain.depth:
                 return TeacherOutput(None, None, sums, last)

@@ -56,9 +56,9 @@ class Aside:
         return self._next(call) if self._helper is None else self._helper.submit(call)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; what was not begun is not done."""
         if self._helper is not None:
-            self._helper.shutdown()
+            self._helper.shutdown(cancel_futures=True)
 
     def _next(self, call: Callable[[], Made]) -> Later[Made]:
         before = self._put_off

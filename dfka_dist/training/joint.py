@@ -60,12 +60,12 @@ class Joint:
         for step in range(steps):
             reports = self.step(step)
             if self._workshop.is_probed(step + 1, steps):
-                self._learning.result()
+                self.settle()
                 self._workshop.probe_generator(self._synthesis.engine, step + 1)
             self._workshop.diary.tell(step + 1, *reports)
             if step + 1 in moments(steps, self._training.candidates):
                 yield self._state()
-        self._learning.result()
+        self.settle()
 
     def rehearse(self) -> Iterator[DualState]:
         """The dual generator alone, on images of the generator's whole way as far as they are
@@ -97,8 +97,8 @@ class Joint:
     def step(self, step: int) -> list[LossReport]:
         """One turn of the generator, and of the dual generator as often as `dual_steps` says.
 
-        The generator's part may not be over when this returns: nobody needs it before the next
-        step's images.
+        The generator's part may not be over when this returns, see `settle`: nobody needs it before
+        the next step's images.
         """
         training = self._training
         rate = self._rate(step * training.dual_steps)
@@ -109,7 +109,7 @@ class Joint:
         # the same time. Which images meet which weights depends on nothing but the step.
         asking = self.aside.now(lambda: self._synthesis.ask(drawn))
         reports = self._study(range(half), rate)
-        self._learning.result()
+        self.settle()
         batch = asking.result()
         said = self._synthesis.hear(batch)
         self._memory.add(said.labelled)
@@ -123,6 +123,10 @@ class Joint:
         self._lessons = planning.result()
         self._workshop.keep(step, drawn.asked_for, said.labelled)
         return [criticism.report, *reports[-1:]]
+
+    def settle(self) -> None:
+        """Wait for what the generator learns from the last step."""
+        self._learning.result()
 
     def _next_lessons(self, step: int) -> Lessons:
         """What the student learns from in the turns of a step: the newest images, and remembered

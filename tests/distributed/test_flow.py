@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,8 @@ IN_FLIGHT = 4
 class Client:
     """Asks question after question, and has some out at once."""
 
-    def __init__(self, pool: TeacherPool, window: int) -> None:
-        self._teachers = ServedTeachers(pool.descriptions, pool.replicas, in_flight=IN_FLIGHT)
-        self._window = window
-        self.answered = 0
+    def __init__(self, teachers: ServedTeachers, window: int) -> None:
+        self._teachers, self._window, self._answered = teachers, window, 0
 
     def ask(self, questions: int) -> None:
         out: deque[Any] = deque()
@@ -42,9 +40,30 @@ class Client:
         while out:
             self._receive(out)
 
+    def answered(self) -> int:
+        return self._answered
+
     def _receive(self, out: deque[Any]) -> None:
         out.popleft().result()
-        self.answered += 1
+        self._answered += 1
+
+
+MakeClient = Callable[[TeacherPool, int], Any]
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[MakeClient]:
+    """A factory of clients in processes of their own, as trials of a sweep are."""
+    made: list[Any] = []
+
+    def make(pool: TeacherPool, window: int) -> Any:
+        remote = ray.remote(Client).options(num_cpus=0, max_concurrency=2)
+        made.append(remote.remote(pool.teachers, window))
+        return made[-1]
+
+    yield make
+    for client in made:
+        ray.kill(client)
 
 
 @pytest.fixture(scope="module")
@@ -60,37 +79,37 @@ def two(specs: dict[str, TeacherSpec], make_pool: MakePool) -> Iterator[TeacherP
         yield pool
 
 
-def test_clients_with_as_much_to_ask_are_answered_as_often(one: TeacherPool) -> None:
+def test_clients_with_as_much_to_ask_are_answered_as_often(
+    one: TeacherPool, elsewhere: MakeClient
+) -> None:
     """A sweep shares the pool: its trials get on alike."""
-    clients = [Client(one, IN_FLIGHT) for _ in range(3)]
-    threads = [threading.Thread(target=client.ask, args=(30,)) for client in clients]
-    for thread in threads:
-        thread.start()
-    threads[0].join()
-    counts = [client.answered for client in clients]
-    for thread in threads:
-        thread.join()
+    clients = [elsewhere(one, IN_FLIGHT) for _ in range(3)]
+    ray.get([client.ask.remote(1) for client in clients])
+    asking = [client.ask.remote(30) for client in clients]
+    ray.wait(asking, num_returns=1)
+    counts = ray.get([client.answered.remote() for client in clients])
+    ray.get(asking)
     assert min(counts) >= 20
 
 
 def test_a_client_with_little_to_ask_is_not_kept_waiting_by_one_with_much(
-    one: TeacherPool,
+    one: TeacherPool, elsewhere: MakeClient
 ) -> None:
     """It waits for no more than the other may have out at once, however much that has to ask."""
-    modest, greedy = Client(one, 1), Client(one, 100)
-    crowd = threading.Thread(target=greedy.ask, args=(60,))
-    crowd.start()
+    modest, greedy = elsewhere(one, 1), elsewhere(one, 100)
+    ray.get([client.ask.remote(1) for client in (modest, greedy)])
+    crowd = greedy.ask.remote(60)
     time.sleep(5 * CPU_SECONDS)
-    modest.ask(6)
-    overtaken = greedy.answered < 60 and crowd.is_alive()
-    crowd.join()
+    ray.get(modest.ask.remote(6))
+    overtaken = ray.get(greedy.answered.remote()) < 61
+    ray.get(crowd)
     assert overtaken
 
 
 def test_a_replica_that_is_slow_is_asked_less(two: TeacherPool) -> None:
     """Also by a client that takes its answers later, in the order in which it asked."""
     slow, fast = two.servers["first"]
-    client = Client(two, IN_FLIGHT)
+    client = Client(two.teachers, IN_FLIGHT)
     client.ask(4)
     before = [ray.get(server.cpu_seconds.remote()) for server in (slow, fast)]
     with _slowed(ray.get(slow.pid.remote())):
@@ -98,20 +117,20 @@ def test_a_replica_that_is_slow_is_asked_less(two: TeacherPool) -> None:
     after = [ray.get(server.cpu_seconds.remote()) for server in (slow, fast)]
     spent = [b - a for a, b in zip(before, after, strict=True)]
     assert sum(spent) >= 40 * CPU_SECONDS  # everything was computed by one of them
-    assert spent[0] < spent[1] / 2
+    assert spent[0] < 0.8 * spent[1]
 
 
 @contextmanager
 def _slowed(pid: int) -> Iterator[None]:
-    """The process runs for a tenth of the time."""
+    """The process runs for a twentieth of the time."""
     over = threading.Event()
 
     def hinder() -> None:
         while not over.is_set():
             os.kill(pid, signal.SIGSTOP)
-            over.wait(0.045)
+            over.wait(0.19)
             os.kill(pid, signal.SIGCONT)
-            over.wait(0.005)
+            over.wait(0.01)
 
     thread = threading.Thread(target=hinder)
     thread.start()

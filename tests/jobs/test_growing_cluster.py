@@ -9,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -54,24 +55,25 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     grows = json.dumps(GROWING | {"provider": provider})
     (folder / "cluster.json").write_text(grows, encoding="utf-8")
     (folder / "token").write_text(secrets.token_hex(32), encoding="utf-8")
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *(
-            "--node-ip-address",
-            "127.0.0.1",
-            "--port",
-            port,
-            "--num-cpus",
-            0,
-            "--include-dashboard=false",
-        ),
-        f"--autoscaling-config={folder / 'cluster.json'}",
-    ]
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("w") as log:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="dfka-", ignore_cleanup_errors=True) as place,
+        (folder / "log").open("w") as log,
+    ):
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+        options = {
+            "node-ip-address": "127.0.0.1",
+            "port": port,
+            "num-cpus": 0,
+            "temp-dir": place,
+            "include-dashboard": "false",
+            "autoscaling-config": folder / "cluster.json",
+        }
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += [f"--{key}={value}" for key, value in options.items()]
         process = subprocess.Popen(
-            [*map(str, command)],
+            command,
             stdout=log,
             stderr=log,
             env=os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
@@ -102,7 +104,14 @@ def test_a_run_that_does_not_wait_is_refused_with_what_is_there(
     assert "serving.wait_for_nodes where the cluster grows" in ended.refusal
 
 
-@pytest.mark.parametrize("wrong", [{"RAY_AUTH_TOKEN": "a" * 64}, {"RAY_AUTH_MODE": "disabled"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RAY_AUTH_TOKEN": "a" * 64},
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_TOKEN_PATH": "/nowhere/at/all"},
+    ],
+)
 def test_a_run_without_the_clusters_token_is_refused(
     address: str,
     config: Path,
@@ -153,7 +162,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End the head and all that it started; nodes are children of its children."""
     everyone = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    process.wait(timeout=30)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    process.kill()
     _, alive = psutil.wait_procs(everyone, timeout=5)
     for one in alive:
         with suppress(psutil.NoSuchProcess):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dfka_dist.config import InputSpec
 from dfka_dist.models.dual import DualBlock
 from dfka_dist.models.filters import Shape
-from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.preprocessing import Preprocessing, channels_last
 from dfka_dist.models.target import trunk, trunk_shapes
 
 SPEC = InputSpec(channels=1, size=16)
@@ -123,7 +123,7 @@ def test_both_streams_go_through_the_same_block_and_filters() -> None:
     """Fed with what the first blocks say of the images, the link says the same."""
     made = block().eval()
     with torch.no_grad():
-        before = made.blocks[0](made.preprocessing(random(1, 16, 16)))
+        before = made.blocks[0](channels_last(made.preprocessing(random(1, 16, 16))))
         own, linked = made(random(1, 16, 16), before)
     assert torch.equal(own.feature, linked.feature)
     assert all(torch.equal(own.gates[name], linked.gates[name]) for name in WANTED)

@@ -57,10 +57,12 @@ def exact(spec: TeacherSpec, load_teacher: LoadTeacher) -> Teacher:
 
 @pytest.fixture(scope="module")
 def network(spec: TeacherSpec) -> nn.Module:
-    """The teacher as it was before anybody cut it: preprocessing in front of the network."""
+    """The teacher as it was before anybody cut it: preprocessing in front of the network; laid out
+    as a teacher is."""
     whole = build(spec, "teachers.0")
     whole.load_state_dict(read_weights(spec, "teachers.0").state)
-    return nn.Sequential(Preprocessing(spec.input), whole).eval().requires_grad_(False)
+    made = nn.Sequential(Preprocessing(spec.input), whole).eval().requires_grad_(False)
+    return made.to(memory_format=torch.channels_last)
 
 
 def heard(network: nn.Module, images: Tensor, path: str) -> Tensor:

@@ -83,6 +83,7 @@ def main() -> None:
             for _ in range(int(line)):
                 joint.step(done)
                 done += 1
+            joint.settle()
             seconds = (time.perf_counter() - began) / int(line)
             waiting = (teachers.waited - waited) / int(line)
             sys.stdout.write(json.dumps({"seconds": seconds, "waited": waiting}) + "\n")
