@@ -93,7 +93,7 @@ class PlainTorch:
         for name, teacher in self.teachers.items():
             logits[name], embedding = teacher(stack.images)
             task, kept = teacher.task, self.target.kept[name]
-            own, heard = logits[name][:, kept], self._heard(name)
+            heard = self._heard(name)
             said, goal = logits[name][:, heard], drawn.targets[name][:, heard]
             terms.append(
                 {
@@ -102,7 +102,7 @@ class PlainTorch:
                     "entropy": losses.entropy(losses.probabilities(said, task).mean(0), task),
                     "discrete": losses.discrete(said, task),
                     "batch_norm": teacher.statistics(),
-                    "adversarial": losses.adversarial(student[name], own),
+                    "adversarial": losses.adversarial(student[name], said),
                     "group": self._group(name, stack, said),
                 }
             )
@@ -143,11 +143,11 @@ class PlainTorch:
     def _behind(self, feature: Tensor) -> dict[str, Tensor]:
         """Eq. 12."""
         said = {n: t(self.block.filters[n](feature), DEPTH)[0] for n, t in self.teachers.items()}
-        return {name: own[:, self.target.kept[name]] for name, own in said.items()}
+        return {name: own[:, self._heard(name)] for name, own in said.items()}
 
     def _lesson(self, said: dict[str, Tensor], labelled: Labelled) -> dict[str, Tensor]:
         """Eq. 13 and 14, and the same sum of distances."""
-        truth = {n: own[:, self.target.kept[n]] for n, own in labelled.logits.items()}
+        truth = {n: own[:, self._heard(n)] for n, own in labelled.logits.items()}
         exact = [losses.distill(said[n], truth[n], t.task) for n, t in self.teachers.items()]
         near = [(said[n] - truth[n]).abs().mean() for n in self.teachers]
         return {"distill": torch.stack(exact).sum(), "logits": torch.stack(near).sum()}
