@@ -20,6 +20,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from dfka_dist import machine
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, RunFailed
 from dfka_dist.loading import dump, parse
@@ -145,7 +146,7 @@ def _work(settings: dict[str, Any]) -> None:
     config = parse(yaml.safe_load(settings["config"]))
     training = config.training
     cores = max(1, (os.cpu_count() or 1) - 1)  # one is left to the teachers
-    torch.set_num_threads(training.threads or max(1, cores // training.workers))
+    machine.compute_with(training.threads or max(1, cores // training.workers))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
     first = ray.train.get_context().get_world_rank() == 0
     inbox = settings["inbox"]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from dfka_dist import machine
 from dfka_dist.config import Precision, TeacherSpec
 from dfka_dist.models.sources import Weights
 from dfka_dist.teachers import wire
@@ -80,7 +81,7 @@ class TeacherServer:
         replica: int,
         shard: int,
     ) -> None:
-        torch.set_num_threads(threads)
+        machine.compute_with(threads)
         self._device = torch.device(
             "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         )

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from dfka_dist import machine
 from dfka_dist.training.collectives import rank_and_size
 
 Made = TypeVar("Made")
@@ -25,15 +26,20 @@ class Aside:
 
     Args:
         helped: whether there is one.
+        wide: threads within the operations of what is done while nothing else computes; None for
+            as many as always.
     """
 
-    def __init__(self, *, helped: bool) -> None:
+    def __init__(self, *, helped: bool, wide: int | None = None) -> None:
         self._helper = ThreadPoolExecutor(1, "aside") if helped else None
+        self._wide = wide
         self._put_off: Later[Any] = Later(lambda: None)
 
     @classmethod
     def fitting(cls, device: torch.device) -> Aside:
-        """With a helper where one worker computes on a CPU of several cores with one thread.
+        """With a helper where one worker computes on a CPU of several cores with one thread, which
+        then gives way to all others: what the caller does beside can wait longer than what it waits
+        for, and than what the teachers do.
 
         Kernels on a GPU overlap by themselves; threads within operations and beside each other are
         more than the cores there are; and two threads would bring their collectives in an order
@@ -41,7 +47,21 @@ class Aside:
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         alone = rank_and_size()[1] == 1 and torch.get_num_threads() == 1 and (cores or 1) > 1
-        return cls(helped=device.type == "cpu" and alone)
+        if device.type != "cpu" or not alone:
+            return cls(helped=False)
+        aside = cls(helped=True, wide=2)
+        aside.now(lambda: None).result()  # it is there, and so does not give way with its caller
+        machine.give_way()
+        return aside
+
+    def widely(self, call: Callable[[], Made]) -> Made:
+        """Call with `wide` threads within its operations; in the helper, or without one here."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._wide or before)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(before)
 
     def now(self, call: Callable[[], Made]) -> Future[Made] | Later[Made]:
         """Begin at once; without a helper, have it done before anything else."""

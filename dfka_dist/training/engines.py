@@ -132,6 +132,7 @@ def _configuration(
             "weight_decay": 0.0,
             "adam_w_mode": False,
             "torch_adam": True,
+            "fused": True,
         },
     }
     sgd = {"type": "SGD", "params": {"lr": rate, "momentum": 0.0, "weight_decay": 0.0}}

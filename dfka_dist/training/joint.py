@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from dfka_dist.losses import LossReport
 from dfka_dist.models.target import TargetNet
@@ -36,17 +37,23 @@ class Joint:
         generator: its engine.
         target: whose trunk is the dual generator.
         memory: empty; is filled.
+        aside: whoever does the one generator's work beside the other's; None for what fits.
     """
 
     def __init__(
-        self, workshop: Workshop, generator: Engine, target: TargetNet, memory: SampleMemory
+        self,
+        workshop: Workshop,
+        generator: Engine,
+        target: TargetNet,
+        memory: SampleMemory,
+        aside: Aside | None = None,
     ) -> None:
         self._workshop, self._memory, self._target = workshop, memory, target
         config = workshop.config
         self._training, self._weights = config.training, config.losses
         self._rehearsal = workshop.rehearsal(memory)
         self._lessons = self._next_lessons(0)
-        self.aside = Aside.fitting(workshop.device)
+        self.aside = aside or Aside.fitting(workshop.device)
         self._learning: Pending[None] = Later(lambda: None)
         self._synthesis = workshop.synthesis(generator, self._weights)
         self._engine = workshop.engine(target.trunk, self._training.dual_rate)
@@ -107,20 +114,20 @@ class Joint:
         # The student learns from memory while gradients go back through teachers and generator,
         # and while that makes the next images; the teachers look at what it learns from next at
         # the same time. Which images meet which weights depends on nothing but the step.
-        asking = self.aside.now(lambda: self._synthesis.ask(drawn))
+        asking = self.aside.now(partial(self.aside.widely, partial(self._synthesis.ask, drawn)))
         reports = self._study(range(half), rate)
         self.settle()
         batch = asking.result()
-        said = self._synthesis.hear(batch)
-        self._memory.add(said.labelled)
         weights = weights_at(self._weights, step, training.steps)
-        criticism = self._synthesis.criticise(batch, said, self._target, weights)
-        # Behind the gradients, which are waited for first.
-        planning = self.aside.now(lambda: self._next_lessons(step + 1))
+        said = self._synthesis.hear(batch, self._target, weights)
+        self._memory.add(said.labelled)
+        criticism = self._synthesis.criticise(batch, said, weights)
         own_rate = generator_rate(self._workshop, step)
         self._learning = self.aside.later(lambda: self._synthesis.learn(batch, criticism, own_rate))
+        # Asked behind the gradients, which are waited for first.
+        planned = self._next_lessons(step + 1)
         reports += self._study(range(half, training.dual_steps), rate)
-        self._lessons = planning.result()
+        self._lessons = planned
         self._workshop.keep(step, drawn.asked_for, said.labelled)
         return [criticism.report, *reports[-1:]]
 

@@ -12,10 +12,8 @@ from dfka_dist import losses
 from dfka_dist.config import LossWeights
 from dfka_dist.errors import NonFiniteLoss
 from dfka_dist.losses import LossReport
-from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import TeacherDescription, TeacherOutput
 from dfka_dist.training.collectives import global_mean, global_sum, rank_and_size
-from dfka_dist.training.engines import listened_to
 from dfka_dist.training.panel import Voice, answered, taken
 
 Answers = Mapping[str, TeacherOutput]
@@ -39,18 +37,18 @@ class Heard:
     """What was said of the images."""
     groups: Sequence[Answers]
     """What was said of group features, in any order."""
+    opinion: Mapping[str, Tensor]
+    """By teacher the student's logits (N, K) of the images, which collect gradients too; none if
+    its disagreement is not looked at."""
 
 
 def generator_objective(
-    heard: Heard, voices: Mapping[str, Voice], student: TargetNet | None, weights: LossWeights
+    heard: Heard, voices: Mapping[str, Voice], weights: LossWeights
 ) -> LossReport:
     """The weighted sum of all terms (eq. 8, 11 and what came later).
 
     A term about labels is the mean over those that are wanted of all teachers (eq. 10); where every
     image has its home, and for all other terms, it is the mean over teachers.
-
-    Args:
-        student: listened to for the disagreement; may be missing if that weighs nothing.
     """
     said = {name: voices[name].heard(answered(a)) for name, a in heard.answers.items()}
     goal = {name: _goal(heard.targets[name], voices[name], said[name]) for name in said}
@@ -101,7 +99,7 @@ def generator_objective(
                 ]
             ),
             # the student shall have something to learn
-            "adversarial": lambda: mean(_disagreements(heard, voices, student)),
+            "adversarial": lambda: mean(_disagreements(heard, voices)),
             # unlike noise shall give unlike images
             "diversity": lambda: losses.diversity(heard.images, heard.noise),
             # neighbouring pixels shall be alike, and the picture not too bright
@@ -143,13 +141,8 @@ def _goal(targets: Tensor | None, voice: Voice, said: Tensor) -> Tensor:
     return losses.decisions(said, voice.task) if targets is None else voice.heard(targets)
 
 
-def _disagreements(
-    heard: Heard, voices: Mapping[str, Voice], student: TargetNet | None
-) -> list[Tensor]:
-    assert student is not None
-    with listened_to(student):
-        own = student(heard.images)
+def _disagreements(heard: Heard, voices: Mapping[str, Voice]) -> list[Tensor]:
     return [
-        losses.adversarial(taken(own[n], heard.rows[n]), voices[n].heard(answered(a)))
+        losses.adversarial(taken(heard.opinion[n], heard.rows[n]), voices[n].heard(answered(a)))
         for n, a in heard.answers.items()
     ]

@@ -59,8 +59,8 @@ class Recipe:
             for step in range(training.steps):
                 drawn = workshop.draw("synthesis", step)
                 batch = synthesis.ask(drawn)
-                heard = synthesis.hear(batch)
-                criticism = synthesis.criticise(batch, heard, None, weights)
+                heard = synthesis.hear(batch, None, weights)
+                criticism = synthesis.criticise(batch, heard, weights)
                 synthesis.learn(batch, criticism, generator_rate(workshop, step))
                 workshop.keep(step, drawn.asked_for, heard.labelled)
                 if workshop.is_probed(step + 1, training.steps):

@@ -25,7 +25,7 @@ from dfka_dist.teachers.interface import (
 )
 from dfka_dist.training.altering import moved
 from dfka_dist.training.draws import Drawn
-from dfka_dist.training.engines import Engine
+from dfka_dist.training.engines import Engine, listened_to
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.objective import Heard, generator_objective, refuse_non_finite
 from dfka_dist.training.panel import Asked, Cotangents, Panel, answered, spread, taken
@@ -55,6 +55,8 @@ class HeardBatch:
     image: list[Answers]
     groups: list[list[Answers]]
     """Leaves that collect gradients, question by question."""
+    opinion: dict[str, Tensor]
+    """The student's, whose leaves are those of `heard`."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,16 @@ class Synthesis:
         groups = self._about_groups(stack) if self._weights.group else []
         return SynthesizedBatch(stack, drawn, image, groups)
 
-    def hear(self, batch: SynthesizedBatch) -> HeardBatch:
-        """Await the answers."""
+    def hear(
+        self, batch: SynthesizedBatch, student: TargetNet | None, weights: LossWeights
+    ) -> HeardBatch:
+        """Await the answers; the student, if it counts, is listened to meanwhile.
+
+        Args:
+            weights: of this step; a term that is zero in the first weights must be zero here.
+        """
         images = batch.stack.images.detach().requires_grad_()
+        opinion = _opinion(student, images) if weights.adversarial else {}
         answers = [_leaves(asked) for asked in batch.image]
         groups = [[_leaves(asked) for asked in group] for group in batch.groups]
         rows = {n: asked.rows for asked in batch.image for n in asked.question.teachers}
@@ -108,31 +117,30 @@ class Synthesis:
             {n: t if t is None else taken(t, rows[n]) for n, t in batch.drawn.targets.items()},
             _merged(answers),
             [_merged(group) for group in groups],
+            {n: logits.detach().requires_grad_() for n, logits in opinion.items()},
         )
         labelled = self._labelled(images.detach(), rows, heard.answers)
-        return HeardBatch(heard, labelled, answers, groups)
+        return HeardBatch(heard, labelled, answers, groups, opinion)
 
     def criticise(
-        self,
-        batch: SynthesizedBatch,
-        said: HeardBatch,
-        student: TargetNet | None,
-        weights: LossWeights,
+        self, batch: SynthesizedBatch, said: HeardBatch, weights: LossWeights
     ) -> Criticism:
         """Take the losses, and send the cotangents back.
 
         Args:
-            student: listened to for the disagreement.
-            weights: of this step; a term that is zero in the first weights must be zero here.
+            weights: as they were for `hear`.
 
         Raises:
             NonFiniteLoss: on every rank, before anything moved.
         """
-        report = generator_objective(said.heard, self.panel.voices, student, weights)
+        report = generator_objective(said.heard, self.panel.voices, weights)
         refuse_non_finite(report)
         report.total.backward()  # type: ignore[no-untyped-call]
         of_image = self._pulled(batch.image, said.image)
         of_groups = [self._pulled(*pair) for pair in zip(batch.groups, said.groups, strict=True)]
+        # While the teachers carry theirs back.
+        leaves = [said.heard.opinion[name].grad for name in said.opinion]
+        torch.autograd.backward(list(said.opinion.values()), leaves)
         return Criticism(report, said.heard.images.grad, of_image, of_groups)
 
     def learn(self, batch: SynthesizedBatch, criticism: Criticism, rate: float) -> None:
@@ -186,6 +194,13 @@ class Synthesis:
             for name in self.panel.voices
         }
         return Labelled(images, logits, self.panel.homes)
+
+
+def _opinion(student: TargetNet | None, images: Tensor) -> dict[str, Tensor]:
+    assert student is not None, "the disagreement with nobody has a weight"
+    with listened_to(student):
+        own: dict[str, Tensor] = student(images)
+    return own
 
 
 def leaf(answer: TeacherOutput) -> TeacherOutput:

@@ -142,8 +142,8 @@ class Game:
 
     def generator_step(self, drawn: Drawn, rate: float = RATE) -> Turn:
         batch = self.synthesis.ask(drawn)
-        heard = self.synthesis.hear(batch)
-        criticism = self.synthesis.criticise(batch, heard, self.target, self.weights)
+        heard = self.synthesis.hear(batch, self.target, self.weights)
+        criticism = self.synthesis.criticise(batch, heard, self.weights)
         self.synthesis.learn(batch, criticism, rate)
         return Turn(criticism.report, heard.labelled)
 

@@ -82,8 +82,8 @@ def judge(
         synthesis = workshop.synthesis(engine, config.losses)
         drawn = workshop.draw("joint", 0)
         batch = synthesis.ask(drawn)
-        heard = synthesis.hear(batch)
-        found = synthesis.criticise(batch, heard, student, config.losses)
+        heard = synthesis.hear(batch, student, config.losses)
+        found = synthesis.criticise(batch, heard, config.losses)
         gradient = torch.zeros_like(batch.stack.images)
         for asked, back in zip(batch.image, found.of_image, strict=True):
             rows = torch.arange(BATCH) if asked.rows is None else asked.rows

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -103,17 +107,56 @@ def test_a_helper_computes_with_as_many_threads_as_the_caller(
     assert made(True).later(torch.get_num_threads).result() == torch.get_num_threads()
 
 
+def in_a_thread(call: Callable[[], Any]) -> Any:
+    """What it gives, in a thread whose number of threads and niceness go with it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def niceness() -> int:
+    """Of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
 @pytest.mark.parametrize(("threads", "helped"), [(1, True), (2, False)])
 def test_only_a_trainer_with_one_thread_has_a_helper(threads: int, helped: bool) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    def began() -> bool:
+        torch.set_num_threads(threads)
         aside = Aside.fitting(torch.device("cpu"))
         meeting = threading.Event()
         waiting = aside.later(meeting.set)
-        began = meeting.wait(timeout=5 if helped else 0.2)
+        found = meeting.wait(timeout=5 if helped else 0.2)
         waiting.result()
         aside.close()
+        return found
+
+    before = torch.get_num_threads()
+    try:
+        assert in_a_thread(began) is helped
     finally:
         torch.set_num_threads(before)
-    assert began is helped
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness")
+def test_the_caller_gives_way_and_its_helper_does_not() -> None:
+    def both() -> tuple[int, int]:
+        torch.set_num_threads(1)
+        aside = Aside.fitting(torch.device("cpu"))
+        found = niceness(), aside.now(niceness).result()
+        aside.close()
+        return found
+
+    own, helping = in_a_thread(both)
+    assert helping == niceness() < own
+
+
+@BOTH
+def test_what_is_done_widely_has_its_threads_and_nothing_else_has(helped: bool) -> None:
+    before = torch.get_num_threads()
+    aside = Aside(helped=helped, wide=before + 1)
+    try:
+        inside = aside.now(lambda: aside.widely(torch.get_num_threads)).result()
+        after = aside.now(torch.get_num_threads).result()
+    finally:
+        aside.close()
+    assert (inside, after, torch.get_num_threads()) == (before + 1, before, before)

@@ -94,6 +94,7 @@ def main() -> None:
 def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
     import torch
 
+    from dfka_dist import machine
     from dfka_dist.loading import load
     from dfka_dist.models.sources import initial_weights, read_all_weights
     from dfka_dist.teachers.local import LocalTeachers
@@ -103,7 +104,7 @@ def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
     from dfka_dist.training.workshop import Workshop
 
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
-    torch.set_num_threads(threads)
+    machine.compute_with(threads)
     config = load(path, [])
     specs = config.teachers
     random = all(spec.weights is None for spec in specs)
@@ -122,8 +123,9 @@ def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
         workshop = Workshop(config, teachers, lambda _: None, torch.device("cpu"))
         target = workshop.new_target(workshop.branching.design())
         memory = workshop.new_memory()
-        joint = Joint(workshop, workshop.generator_engine(), target, memory)
-        joint.aside = Aside(helped=order == "at once")
+        at_once = order == "at once"
+        aside = Aside.fitting(workshop.device) if at_once else Aside(helped=False)
+        joint = Joint(workshop, workshop.generator_engine(), target, memory, aside)
         yield joint, teachers
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfka_dist import machine
 from dfka_dist.benchmarks.serving.pools import pool_of
 from dfka_dist.config import PRESETS
 from dfka_dist.loading import load
@@ -36,7 +37,7 @@ def server_speed(repetitions: int, say: Callable[[str], None]) -> Table:
     load_state(network[1], initial_weights([spec], 0)[spec.name].state, "teachers.0")
     network.eval().requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    torch.set_num_threads(1)
+    machine.compute_with(1)
     images = _images(network, spec.input.size)
     told: dict[str, list[float]] = {}
     with pool_of([spec], in_flight=WINDOW) as pool:

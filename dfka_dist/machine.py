@@ -1,0 +1,55 @@
+"""How a process that computes on a CPU treats its machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Numbers of glibc's, from malloc.h."""
+KEPT = 1 << 30
+"""Bytes that a process keeps for the next batch; a single array above it is given back."""
+AHEAD = 1 << 26
+"""Bytes that it takes from the system at once."""
+BEHIND = 10
+"""Steps of niceness by which a thread gives way."""
+
+
+def compute_with(threads: int) -> None:
+    """Be a process that computes, with so many threads within its operations."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Have the allocator keep what was freed, up to `KEPT`, for the next batch.
+
+    glibc gives large arrays back to the system at once, and the system gives them anew page by
+    page, each filled with zeros: a third of the time of a forward of small images. Whoever has set
+    variables MALLOC_… is left alone.
+
+    Returns:
+        whether it does.
+    """
+    is_set = any(name.startswith("MALLOC_") for name in os.environ)
+    if is_set or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    wanted = ((M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, AHEAD), (M_MMAP_THRESHOLD, KEPT))
+    return all(libc.mallopt(*pair) for pair in wanted)
+
+
+def give_way() -> None:
+    """Let all threads that there are so far go before this one, where there are too few cores.
+
+    On Linux a thread has a niceness of its own, which those that it starts inherit.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, own + BEHIND)  # to 19 at most
