@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 from torch.distributed.pipelining import SplitPoint, pipeline
+from torch.export.unflatten import InterpreterModule
 
 from dfka_dist.errors import InputError
 from dfka_dist.models.chaining import ModuleStage, chained
@@ -152,6 +153,7 @@ def _exported(network: nn.Module, blocks: Sequence[str], example: Tensor) -> Blo
         assert isinstance(stage, fx.GraphModule)
         if sum(node.op == "placeholder" for node in stage.graph.nodes) != 1:
             raise SeveralTensors(f"behind block {depth} there are several tensors")
+    _generate_code(stages)
     return _proved(stages, network, example)
 
 
@@ -166,6 +168,13 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _generate_code(stages: Sequence[nn.Module]) -> None:
+    """Run what was exported by its generated code, where it would be interpreted node by node."""
+    for part in (part for stage in stages for part in stage.modules()):
+        if isinstance(part, InterpreterModule):
+            part._run_with_interpreter = False
 
 
 def _unwrap(part: nn.Module, before: dict[str, object]) -> None:

@@ -23,7 +23,7 @@ WAYS: tuple[tuple[Way, int, Order], ...] = (
 """Threads within the trainer's operations, and the order of its two networks; with served teachers
 the last is what a run does on two cores."""
 RESNET_BATCH = 32
-SECONDS = 4.0
+SECONDS = 6.0
 """Steps of a turn last about so long."""
 
 PRECISIONS = ("fp32", "bf16")
