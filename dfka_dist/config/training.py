@@ -86,6 +86,15 @@ class LossWeights(Node):
         return 1.0 if isinstance(weight, dict) else float(weight)
 
 
+class CheckpointSpec(Node):
+    """What a run keeps of itself while it goes on."""
+
+    every: Count = 500
+    """Steps, of all phases together, from one checkpoint to the next."""
+    keep: Count = 2
+    """How many of the newest stay."""
+
+
 class TrainingSpec(Node):
     """How long, how large, how exact."""
 
@@ -160,6 +169,7 @@ class TrainingSpec(Node):
     each."""
     worker_cpus: Cpus = 1.0
     worker_gpus: Literal[0, 1] = 0
+    checkpoint: CheckpointSpec = CheckpointSpec()
     report_every: Count = 10
     timeout: Seconds = 600.0
     """Seconds after which a collective that waits ends the run."""

@@ -9,12 +9,13 @@ import torch
 
 from dfka_dist.config import RunConfig
 from dfka_dist.teachers.interface import Teachers
+from dfka_dist.training.checkpoint import State
 from dfka_dist.training.collectives import global_sum
 from dfka_dist.training.diary import Record
 from dfka_dist.training.finishing import Finishing, agreement
+from dfka_dist.training.ledger import Shelf
 from dfka_dist.training.outcome import SAMPLES, Outcome
 from dfka_dist.training.recipes import Recipe, generator_network
-from dfka_dist.training.regroup import State
 from dfka_dist.training.workshop import Workshop
 
 
@@ -26,6 +27,7 @@ class Amalgamator:
         report: is given one record every `training.report_every` steps, on rank 0.
         device: of the networks.
         start: state of the target to go on with, in the recipe distill.
+        shelf: of its checkpoints: the run goes on from the newest.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class Amalgamator:
         report: Callable[[Record], None],
         device: torch.device | None = None,
         start: State | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
-        self._workshop = Workshop(config, teachers, report, device or torch.device("cpu"))
+        self._workshop = Workshop(config, teachers, report, device or torch.device("cpu"), shelf)
         self._recipe = Recipe(self._workshop, start)
 
     def run(self) -> Outcome:

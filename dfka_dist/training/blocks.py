@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from dfka_dist.models.dual import DualBlock
 from dfka_dist.models.generator import Stack
 from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.target import trunk
+from dfka_dist.training.checkpoint import State, under
 from dfka_dist.training.collectives import average_buffers, global_mean
 from dfka_dist.training.dual import BlockDual, block_losses
-from dfka_dist.training.regroup import DualState, under
+from dfka_dist.training.ledger import Phase
+from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Supply, Synthesized
 from dfka_dist.training.workshop import Workshop
@@ -19,43 +23,67 @@ MEASURED = 4
 """Batches on which the depths of the branches are compared."""
 
 
-def train_blocks(workshop: Workshop, supply: Synthesized) -> DualState:
+def train_blocks(workshop: Workshop, supply: Synthesized, phase: Phase) -> DualState:
     """Blocks T^1..T^B one after another, each by both streams, those before it frozen (eq. 16)."""
-    dual, steps = DualState(), workshop.config.training.block_steps
+    dual = DualState()
     for depth in range(1, workshop.branching.trunk.depth + 1):
-        stacks = supply.fresh(f"dual.{depth}", steps)
-        block = _new_block(
-            workshop, dual, depth, frozen=depth - 1, generator=supply.generator.shapes
-        )
-        learner = _learner(workshop, block, depth)
-        for step, (stack, pending) in enumerate(stacks):
-            rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
-            link = link_into(workshop, stack, depth)
-            report = learner.learn(pending.result(), link, rate)
-            workshop.diary.tell((depth - 1) * steps + step + 1, report)
-        _keep(dual, learner, depth, with_block=True)
+        train = partial(_train_block, workshop, supply, phase, dual, depth)
+        (made,) = workshop.ledger.once(f"dual-{depth}", train).values()
+        dual.add(DualState.of_flat(made))
     return dual
+
+
+def _train_block(
+    workshop: Workshop, supply: Synthesized, phase: Phase, dual: DualState, depth: int
+) -> dict[str, State]:
+    steps = workshop.config.training.block_steps
+    before = (depth - 1) * steps
+    part = range(before, before + steps)
+    left = phase.within(part)
+    stacks = supply.fresh(f"dual.{depth}", range(left.start - before, steps))
+    block = _new_block(workshop, dual, depth, frozen=depth - 1, generator=supply.generator.shapes)
+    learner = _learner(workshop, block, depth)
+    workshop.ledger.hold(f"block-{depth}", learner.engine)
+    for step, (stack, pending) in zip(phase.steps(part), stacks, strict=False):
+        rate = cosine(step - before, steps, workshop.config.training.dual_rate, 0.0)
+        link = link_into(workshop, stack, depth)
+        report = learner.learn(pending.result(), link, rate)
+        workshop.diary.tell(step + 1, report)
+    workshop.ledger.release(f"block-{depth}")
+    return {"dual": _taken(learner, depth, with_block=True).flat()}
 
 
 def train_filters(workshop: Workshop, dual: DualState, supply: Supply, steps: int) -> None:
     """Filters at the depths short of B of a dual generator that learns no more."""
-    depths = range(1, workshop.branching.trunk.depth)
+    made = workshop.ledger.once("filters", partial(_train_filters, workshop, dual, supply, steps))
+    for state in made.values():
+        dual.add(DualState.of_flat(state))
+
+
+def _train_filters(
+    workshop: Workshop, dual: DualState, supply: Supply, steps: int
+) -> dict[str, State]:
+    depths, ledger = range(1, workshop.branching.trunk.depth), workshop.ledger
     learners = {
         depth: _learner(workshop, _new_block(workshop, dual, depth, frozen=depth), depth)
         for depth in depths
     }
-    for step, batch in enumerate(supply.batches("filters", steps)):
-        rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
-        reports = [learner.learn(batch, None, rate) for learner in learners.values()]
-        workshop.diary.tell(step + 1, *reports[-1:])
     for depth, learner in learners.items():
-        _keep(dual, learner, depth, with_block=False)
+        ledger.hold(f"filters-{depth}", learner.engine)
+    with ledger.phase("filters", steps) as phase:
+        batches = supply.batches("filters", phase.left)
+        for step, batch in zip(phase.steps(), batches, strict=False):
+            rate = cosine(step, steps, workshop.config.training.dual_rate, 0.0)
+            reports = [learner.learn(batch, None, rate) for learner in learners.values()]
+            workshop.diary.tell(step + 1, *reports[-1:])
+    ledger.release(*(f"filters-{depth}" for depth in depths))
+    return {str(d): _taken(one, d, with_block=False).flat() for d, one in learners.items()}
 
 
 def dual_losses(workshop: Workshop, dual: DualState, supply: Supply) -> dict[str, dict[int, float]]:
     """L_d^{b,m} of stream 1 on unseen images, per teacher and depth."""
     losses: dict[str, dict[int, float]] = {name: {} for name in workshop.panel.voices}
-    batches = list(supply.unseen("measure", MEASURED))
+    batches = list(supply.unseen("measure", range(MEASURED)))
     for depth in range(1, workshop.branching.trunk.depth + 1):
         block = _new_block(workshop, dual, depth, frozen=depth)
         for name in losses:
@@ -112,14 +140,13 @@ def _learner(workshop: Workshop, block: DualBlock, depth: int) -> BlockDual:
     return BlockDual(engine=engine, panel=workshop.panel, entries=entries, weights=weights)
 
 
-def _keep(dual: DualState, learner: BlockDual, depth: int, *, with_block: bool) -> None:
+def _taken(learner: BlockDual, depth: int, *, with_block: bool) -> DualState:
+    """What a learner that is not needed any more has learned."""
     average_buffers(learner.engine.network)
     state = learner.engine.state()
     learner.engine.destroy()
-    if with_block:
-        dual.blocks[depth] = under(state, f"blocks.{depth - 1}.")
-    for name in learner.entries:
-        dual.filters[depth, name] = under(state, f"filters.{name}.")
+    filters = {(depth, name): under(state, f"filters.{name}.") for name in learner.entries}
+    return DualState({depth: under(state, f"blocks.{depth - 1}.")} if with_block else {}, filters)
 
 
 def _entries(workshop: Workshop, depth: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,28 +27,62 @@ class Diary:
         self._training, self._teachers, self._report = training, teachers, report
         self.phases: list[dict[str, Any]] = []
         self._began = time.monotonic()
-        self._before = 0
+        self._name, self._step, self._earlier = "", 0, 0.0
 
     @contextmanager
-    def phase(self, name: str, steps: int) -> Iterator[None]:
-        """Everything that is told inside belongs to this phase."""
-        began = time.monotonic()
+    def phase(self, name: str, steps: int) -> Iterator[int]:
+        """Everything that is told inside belongs to this phase; gives how many of its steps were
+        done before an interruption."""
+        if name != self._name:
+            self._step, self._earlier = 0, 0.0
         self._name, self._steps = name, steps
-        self._phase_began, self._waited = began, self._teachers.waited
+        self._phase_began, self._waited = time.monotonic(), self._teachers.waited
         self._worked = self._teachers.worked
-        yield
-        self._before += steps
-        seconds = round(time.monotonic() - began, 3)
+        yield self._step
+        seconds = round(self._phase_seconds, 3)
         self.phases.append({"name": name, "steps": steps, "seconds": seconds})
+        self._name, self._step = "", 0
+
+    def is_over(self, name: str) -> bool:
+        """Whether a phase has come to its end."""
+        return any(phase["name"] == name for phase in self.phases)
+
+    @property
+    def global_step(self) -> int:
+        """Steps of all phases so far."""
+        return sum(int(phase["steps"]) for phase in self.phases) + self._step
+
+    @property
+    def _phase_seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._phase_began
+
+    def state(self) -> dict[str, Any]:
+        """What it takes to go on."""
+        return {
+            "phases": self.phases,
+            "phase": self._name,
+            "step": self._step,
+            "phase_seconds": self._phase_seconds,
+            "seconds": time.monotonic() - self._began,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where a diary was."""
+        self.phases = list(state["phases"])
+        self._name, self._step = str(state["phase"]), int(state["step"])
+        self._earlier = float(state["phase_seconds"])
+        self._began = time.monotonic() - float(state["seconds"])
 
     def tell(self, step: int, *reports: LossReport) -> None:
         """One step of the phase is over, the first is 1; every now and then that is a record."""
+        self._step = step
         due = step % self._training.report_every == 0 or step == self._steps
         if self._report is None or not due:
             return
         now = time.monotonic()
         elapsed = now - self._phase_began
         waited = (self._teachers.waited - self._waited) / elapsed
+        pace = step * self._training.batch_size / self._phase_seconds
         waits = {"teachers": round(waited, 4)}
         if self._worked is not None and self._teachers.worked is not None:
             worked = (self._teachers.worked - self._worked) / elapsed
@@ -58,14 +92,14 @@ class Diary:
                 "phase": self._name,
                 "step": step,
                 "steps": self._steps,
-                "global_step": self._before + step,
+                "global_step": self.global_step,
                 "seconds": round(now - self._began, 3),
                 "losses": {
                     name: round(value.item(), 6)
                     for report in reports
                     for name, value in report.terms.items()
                 },
-                "images_per_second": round(step * self._training.batch_size / elapsed, 1),
+                "images_per_second": round(pace, 1),
                 "waits": waits,
             }
         )

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dfka_dist.archive import Archive
 from dfka_dist.data import unlabelled
 from dfka_dist.models.target import TargetNet
+from dfka_dist.training.checkpoint import under
 from dfka_dist.training.collectives import average_buffers, rank_and_size
 from dfka_dist.training.dual import Dual
+from dfka_dist.training.engines import Engine
+from dfka_dist.training.ledger import Phase
 from dfka_dist.training.probe import MOMENTS
-from dfka_dist.training.regroup import DualState, under
+from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Archived, Given, Supply
 from dfka_dist.training.workshop import Workshop, moments
@@ -38,15 +41,24 @@ class Distilling:
             weights=workshop.config.losses,
         )
 
-    def run(self) -> Iterator[DualState]:
+    @property
+    def engine(self) -> Engine:
+        """Of the dual generator."""
+        return self._engine
+
+    def run(self, phase: Phase) -> Iterator[tuple[int, DualState]]:
         """All steps; gives the dual generator at every moment at which it is a candidate."""
         steps = self._training.steps
-        for step, batch in enumerate(self._supply.batches("distill", steps)):
+        batches = self._supply.batches("distill", phase.left)
+        for step, batch in zip(phase.steps(), batches, strict=False):
             rate = cosine(step, steps, self._training.dual_rate, 0.0)
             self._workshop.diary.tell(step + 1, self._dual.learn(batch, rate))
             if step + 1 in moments(steps, self._training.candidates):
                 average_buffers(self._target)
-                yield self._state()
+                yield step + 1, self._state()
+
+    def close(self) -> None:
+        """Give back the engine."""
         self._engine.destroy()
 
     def _state(self) -> DualState:

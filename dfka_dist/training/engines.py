@@ -15,11 +15,20 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from dfka_dist.config import Precision
 from dfka_dist.models.dual import untracked
+from dfka_dist.training.checkpoint import Reading, Writing, read_state, refuse_code, write_state
+from dfka_dist.training.collectives import rank_and_size
 
 Optimizer = Literal["adam", "sgd"]
+HARMLESS = (LossScaler, ZeroStageEnum, fragment_address)
+"""Classes of DeepSpeed's in its shards."""
+TAG = "engine"
+"""Name of the folder of DeepSpeed's shards."""
 
 
 def fitting(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
@@ -85,6 +94,26 @@ class Engine:
                 name: value.detach().cpu().clone()
                 for name, value in self.network.state_dict().items()
             }
+
+    def save(self, writing: Writing, name: str) -> None:
+        """Parameters and moments in DeepSpeed's own shards, buffers of every rank beside them; a
+        collective."""
+        place = writing.under(name)
+        self._engine.save_checkpoint(str(place), tag=TAG, save_latest=False)
+        write_state(place / f"buffers-{writing.rank}.safetensors", dict(self._buffers))
+
+    def restore(self, reading: Reading, name: str) -> None:
+        """Become what was saved, with as many workers; a collective."""
+        place = reading.folder / name
+        refuse_code(place, HARMLESS)
+        self._engine.load_checkpoint(str(place), tag=TAG)
+        saved = read_state(place / f"buffers-{rank_and_size()[0]}.safetensors")
+        for key, buffer in self._buffers:
+            buffer.copy_(saved[key])
+
+    @property
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        return list(self.network.named_buffers())
 
     def destroy(self) -> None:
         """Give back what DeepSpeed holds."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.training.blocks import dual_losses, train_filters
+from dfka_dist.training.checkpoint import State
 from dfka_dist.training.collectives import average_buffers, global_mean
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.outcome import TUNED, Finished, Learned, Network
 from dfka_dist.training.recipes import trained_design
-from dfka_dist.training.regroup import DualState, State
+from dfka_dist.training.regroup import DualState
 from dfka_dist.training.schedule import cosine
 from dfka_dist.training.supply import Supply
 from dfka_dist.training.workshop import Workshop
@@ -56,8 +59,7 @@ class Finishing:
         if self._config.training.recipe != "paper":
             if not steps:
                 return {TUNED: branching.design()}
-            with workshop.diary.phase("filters", steps):
-                train_filters(workshop, dual, supply, steps)
+            train_filters(workshop, dual, supply, steps)
         self._losses = dual_losses(workshop, dual, supply)
         chosen = branching.asked or branching.choose(self._losses)
         every = {
@@ -84,14 +86,15 @@ class Finishing:
         if not steps:
             return
         trained = trained_design(self._workshop)
-        learners = {}
-        for name, target in targets.items():
-            if target.design != trained:
-                target.to(self._workshop.device).tails.requires_grad_(False)
-                learners[name] = self._learner(target, target.trunk, rate)
-        if not learners:  # nobody needs the teachers' answers
+        learning = {n: target for n, target in targets.items() if target.design != trained}
+        if not learning:  # nobody needs the teachers' answers
             return
-        for name, state in self._learn("branches", supply, learners, steps, rate).items():
+
+        def learner(target: TargetNet) -> Dual:
+            target.to(self._workshop.device).tails.requires_grad_(False)
+            return self._learner(target, target.trunk, rate)
+
+        for name, state in self._learn("branches", supply, learning, learner, steps, rate).items():
             design = targets[name].design
             targets[name] = DualState.of_trunk(state, design).target(
                 design, self._workshop.teachers
@@ -101,11 +104,13 @@ class Finishing:
         """Train whole targets, tails included, on the same images."""
         steps = self._config.training.fine_tune_steps
         rate = self._config.training.fine_tune_rate
-        learners = {}
-        for name, target in targets.items() if steps else ():
+
+        def learner(target: TargetNet) -> Dual:
             target.to(self._workshop.device).tails.requires_grad_(True)
-            learners[name] = self._learner(target, target, rate)
-        for name, state in self._learn("fine_tune", supply, learners, steps, rate).items():
+            return self._learner(target, target, rate)
+
+        tuned = targets if steps else {}
+        for name, state in self._learn("fine_tune", supply, tuned, learner, steps, rate).items():
             targets[name] = TargetNet(targets[name].design)
             targets[name].load_state_dict(state)
         return {name: self._judged(name, target) for name, target in targets.items()}
@@ -119,21 +124,43 @@ class Finishing:
         )
 
     def _learn(
-        self, phase: str, supply: Supply, learners: dict[str, Dual], steps: int, rate: float
+        self,
+        phase: str,
+        supply: Supply,
+        targets: dict[str, TargetNet],
+        learner: Callable[[TargetNet], Dual],
+        steps: int,
+        rate: float,
     ) -> dict[str, State]:
         """A phase in which all learn from the same images; what became of their networks, which
         are not to be used any more."""
-        with self._workshop.diary.phase(phase, steps):
-            for step, batch in enumerate(supply.batches(phase, steps)):
+
+        def learned() -> dict[str, State]:
+            learners = {name: learner(target) for name, target in targets.items()}
+            self._go_through(phase, supply, learners, steps, rate)
+            states = {}
+            for name, each in learners.items():
+                average_buffers(each.engine.network)
+                states[name] = each.engine.state()
+                each.engine.destroy()
+            return states
+
+        return self._workshop.ledger.once(phase, learned)
+
+    def _go_through(
+        self, name: str, supply: Supply, learners: dict[str, Dual], steps: int, rate: float
+    ) -> None:
+        ledger = self._workshop.ledger
+        held = {f"{name}-{index}": one.engine for index, one in enumerate(learners.values())}
+        for key, engine in held.items():
+            ledger.hold(key, engine)
+        with ledger.phase(name, steps) as phase:
+            batches = supply.batches(name, phase.left)
+            for step, batch in zip(phase.steps(), batches, strict=False):
                 own = cosine(step, steps, rate, 0.0)
                 reports = [learner.learn(batch, own) for learner in learners.values()]
                 self._workshop.diary.tell(step + 1, *reports[:1])
-        states = {}
-        for name, learner in learners.items():
-            average_buffers(learner.engine.network)
-            states[name] = learner.engine.state()
-            learner.engine.destroy()
-        return states
+        ledger.release(*held)
 
     def _judged(self, name: str, target: TargetNet) -> Network:
         target = target.to(self._workshop.device).eval()

@@ -13,6 +13,7 @@ from dfka_dist.training.aside import Aside, Later
 from dfka_dist.training.collectives import average_buffers
 from dfka_dist.training.dual import Dual
 from dfka_dist.training.engines import Engine
+from dfka_dist.training.ledger import Phase
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.regroup import DualState
 from dfka_dist.training.rehearsal import Known
@@ -52,7 +53,7 @@ class Joint:
         config = workshop.config
         self._training, self._weights = config.training, config.losses
         self._rehearsal = workshop.rehearsal(memory)
-        self._lessons = self._next_lessons(0)
+        self._lessons = Lessons([], Known([]))
         self.aside = aside or Aside.fitting(workshop.device)
         self._learning: Pending[None] = Later(lambda: None)
         self._synthesis = workshop.synthesis(generator, self._weights)
@@ -61,30 +62,38 @@ class Joint:
             engine=self._engine, target=target, panel=workshop.panel, weights=self._weights
         )
 
-    def synthesize(self) -> Iterator[DualState]:
+    @property
+    def engine(self) -> Engine:
+        """Of the dual generator."""
+        return self._engine
+
+    def synthesize(self, phase: Phase) -> Iterator[tuple[int, DualState]]:
         """Both generators in turns; gives the dual generator at its moments as a candidate."""
         steps = self._training.steps
-        for step in range(steps):
+        if phase.left:
+            self._lessons = self._next_lessons(phase.left.start)
+        for step in phase.steps():
             reports = self.step(step)
             if self._workshop.is_probed(step + 1, steps):
                 self.settle()
                 self._workshop.probe_generator(self._synthesis.engine, step + 1)
             self._workshop.diary.tell(step + 1, *reports)
             if step + 1 in moments(steps, self._training.candidates):
-                yield self._state()
+                yield step + 1, self._state()
         self.settle()
 
-    def rehearse(self) -> Iterator[DualState]:
+    def rehearse(self, phase: Phase) -> Iterator[tuple[int, DualState]]:
         """The dual generator alone, on images of the generator's whole way as far as they are
         remembered; gives it as `synthesize` does."""
         training, window = self._training, self._workshop.config.serving.in_flight
         steps = training.rehearsal_steps
-        for step, batch in enumerate(rehearsed(self._rehearsal, "rehearsal", steps, window)):
+        batches = rehearsed(self._rehearsal, "rehearsal", phase.left, window)
+        for step, batch in zip(phase.steps(), batches, strict=False):
             rate = cosine(step, steps, training.rehearsal_rate, 0.0)
             report = self._dual.learn(batch, rate)
             self._workshop.diary.tell(step + 1, report)
             if step + 1 in moments(steps, training.candidates):
-                yield self._state()
+                yield step + 1, self._state()
 
     def close(self) -> None:
         """Give back the dual generator's engine."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from dfka_dist.training.checkpoint import Reading, Writing, under, write_json
+from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.streams import Streams
 
 
@@ -64,6 +68,7 @@ class SampleMemory:
         self._logits: dict[str, Tensor] = {}
         self._homes = torch.empty(0)
         self._added = 0
+        self._parts: list[range] = []  # of steps, that were saved together
 
     def __len__(self) -> int:
         """Steps that are kept."""
@@ -90,6 +95,40 @@ class SampleMemory:
         columns = self.every(offset, stride)
         chance = self._streams.uniform(stream, step, self.columns, 1)[columns, 0]
         return self._at((chance * len(self)).long(), columns)
+
+    def save(self, writing: Writing, name: str) -> None:
+        """What came since the last time, beside what is there already."""
+        since = self._parts[-1].stop if self._parts else 0
+        if self._added > since:
+            self._parts.append(range(max(since, self._added - self._slots), self._added))
+        self._parts = [part for part in self._parts if part.stop > self._added - self._slots]
+        for part in self._parts:
+            writing.outlasting(self._named(name, part), partial(self._steps, part))
+        own = {"added": self._added, "parts": [[part.start, part.stop] for part in self._parts]}
+        write_json(writing.under(name) / f"{writing.rank}.json", own)
+
+    def restore(self, reading: Reading, name: str) -> None:
+        """Remember what was saved by as many workers."""
+        rank, _ = rank_and_size()
+        told = json.loads((reading.folder / name / f"{rank}.json").read_text(encoding="utf-8"))
+        self._parts = [range(*part) for part in told["parts"]]
+        for part in self._parts:
+            saved = reading.outlasting(self._named(name, part))
+            logits = under(saved, "logits.")
+            for step, images in enumerate(saved["images"]):
+                self._added = part.start + step
+                said = {key: value[step] for key, value in logits.items()}
+                self.add(Labelled(images, said, saved["homes"]))
+        self._added = int(told["added"])
+
+    def _named(self, name: str, part: range) -> str:
+        return f"{name}-{rank_and_size()[0]}-{part.start}-{part.stop}"
+
+    def _steps(self, part: range) -> dict[str, Tensor]:
+        assert self._images is not None
+        slots = torch.tensor(part) % self._slots
+        own = {"images": self._images[slots], "homes": self._homes}
+        return own | {f"logits.{key}": kept[slots] for key, kept in self._logits.items()}
 
     @property
     def _slots(self) -> int:

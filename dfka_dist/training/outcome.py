@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from dfka_dist.models.target import Architecture
+from dfka_dist.training.checkpoint import State
 from dfka_dist.training.engines import Engine
-from dfka_dist.training.regroup import DualState, State
+from dfka_dist.training.regroup import DualState
 from dfka_dist.training.supply import Supply
 
 SAMPLES = 10  # even: two neighbours have the same label

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from dfka_dist.evaluation import agreement_and_coverage, merge
 from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Wanted
+from dfka_dist.training.checkpoint import Reading, Writing, write_json
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel, answered
 
@@ -47,6 +50,20 @@ class ProbeSet:
         }
         self._labelled = batch, self._by_homes(said, batch.homes)
 
+    def save(self, writing: Writing, name: str) -> None:
+        """Every part once; the same on every rank."""
+        if writing.rank == 0:
+            for index, (images, homes) in enumerate(self._parts):
+                part = {"images": images, "homes": homes}
+                writing.outlasting(f"{name}-{index}", partial(dict, part))
+            write_json(writing.under(name) / "parts.json", {"parts": len(self._parts)})
+
+    def restore(self, reading: Reading, name: str) -> None:
+        """Have the parts that were saved."""
+        told = json.loads((reading.folder / name / "parts.json").read_text(encoding="utf-8"))
+        parts = [reading.outlasting(f"{name}-{index}") for index in range(told["parts"])]
+        self._parts = [(part["images"], part["homes"]) for part in parts]
+
     def looks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images with their homes, at most `STRIDE` together: every part as it is, those of one
         home mixed half and half, and all moved a little."""
@@ -56,10 +73,7 @@ class ProbeSet:
                 torch.split(batch.images, STRIDE), torch.split(batch.homes, STRIDE), strict=True
             )
             return
-        if len(self._parts) > 1:
-            images, of = zip(*self._parts, strict=True)
-            self._parts = [(torch.cat(images), torch.cat(of))]
-        ((plain, homes),) = self._parts
+        plain, homes = (torch.cat(each) for each in zip(*self._parts, strict=True))
         rows = torch.split(torch.arange(len(plain)), STRIDE)
         other = _others(homes)
         largest = max(1, plain.shape[-1] // 16)

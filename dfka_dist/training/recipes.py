@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture
 from dfka_dist.training.blocks import train_blocks
+from dfka_dist.training.checkpoint import State
 from dfka_dist.training.distilling import Distilling, supplied
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.joint import Joint, generator_rate
 from dfka_dist.training.memory import SampleMemory
 from dfka_dist.training.outcome import Learned
-from dfka_dist.training.regroup import DualState, State
+from dfka_dist.training.regroup import Candidates
 from dfka_dist.training.supply import Synthesized
-from dfka_dist.training.workshop import Workshop, moments
+from dfka_dist.training.workshop import Workshop
 
 
 class Recipe:
@@ -35,28 +35,32 @@ class Recipe:
 
     def _joint(self) -> Learned:
         """Generator and dual generator in turns."""
-        workshop, training = self._workshop, self._config.training
-        generator, memory = workshop.generator_engine(), workshop.new_memory()
-        with workshop.diary.phase("joint", training.steps):
-            target = workshop.new_target(trained_design(workshop))
-            joint = Joint(workshop, generator, target, memory)
-            with closing(joint.aside):
-                duals = self._named("joint", training.steps, joint.synthesize())
+        workshop, training, ledger = self._workshop, self._config.training, self._workshop.ledger
+        generator, memory, candidates = self._generator(), workshop.new_memory(), Candidates()
+        ledger.hold("memory", memory)
+        ledger.hold("candidates", candidates)
+        joint = Joint(workshop, generator, workshop.new_target(trained_design(workshop)), memory)
+        ledger.hold("dual", joint.engine)
+        with closing(joint.aside), ledger.phase("joint", training.steps, joint.settle) as phase:
+            for step, dual in joint.synthesize(phase):
+                candidates.add(f"joint {step}", dual)
         if training.rehearsal_steps:
-            with workshop.diary.phase("rehearsal", training.rehearsal_steps):
-                duals += self._named("rehearsal", training.rehearsal_steps, joint.rehearse())
+            with ledger.phase("rehearsal", training.rehearsal_steps) as phase:
+                for step, dual in joint.rehearse(phase):
+                    candidates.add(f"rehearsal {step}", dual)
+        ledger.release("dual")
         joint.close()
-        return Learned(duals, self._synthesized(generator, memory), generator)
+        return Learned(candidates.named, self._synthesized(generator, memory), generator)
 
     def _paper(self) -> Learned:
         """The generator on eq. 11, then the dual generator's blocks on eq. 16."""
         workshop, training = self._workshop, self._config.training
-        generator = workshop.generator_engine()
+        generator = self._generator()
         # There is no student yet that the teachers could disagree with.
         weights = self._config.losses.model_copy(update={"adversarial": 0.0})
         synthesis = workshop.synthesis(generator, weights)
-        with workshop.diary.phase("synthesis", training.steps):
-            for step in range(training.steps):
+        with workshop.ledger.phase("synthesis", training.steps) as phase:
+            for step in phase.steps():
                 drawn = workshop.draw("synthesis", step)
                 batch = synthesis.ask(drawn)
                 heard = synthesis.hear(batch, None, weights)
@@ -68,28 +72,33 @@ class Recipe:
                 workshop.diary.tell(step + 1, criticism.report)
         supply = self._synthesized(generator, workshop.new_memory())
         blocks = workshop.branching.trunk.depth
-        with workshop.diary.phase("dual", training.block_steps * blocks):
-            dual = train_blocks(workshop, supply)
+        with workshop.ledger.phase("dual", training.block_steps * blocks) as phase:
+            dual = train_blocks(workshop, supply, phase)
         return Learned([("dual", dual)], supply, generator)
 
     def _distill(self) -> Learned:
         """The dual generator on images that are given."""
-        workshop, training = self._workshop, self._config.training
+        workshop, training, candidates = self._workshop, self._config.training, Candidates()
         supply = supplied(workshop)
         target = workshop.new_target(trained_design(workshop))
         if self._start is not None:
             target.load_state_dict(self._start)
-        with workshop.diary.phase("distill", training.steps):
-            learning = Distilling(workshop, target, supply).run()
-            duals = self._named("distill", training.steps, learning)
-        return Learned(duals, supply)
+        workshop.ledger.hold("candidates", candidates)
+        distilling = Distilling(workshop, target, supply)
+        workshop.ledger.hold("dual", distilling.engine)
+        with workshop.ledger.phase("distill", training.steps) as phase:
+            for step, dual in distilling.run(phase):
+                candidates.add(f"distill {step}", dual)
+        workshop.ledger.release("dual")
+        distilling.close()
+        return Learned(candidates.named, supply)
 
-    def _named(
-        self, phase: str, steps: int, duals: Iterator[DualState]
-    ) -> list[tuple[str, DualState]]:
-        """Every candidate of a phase by the step that it is of; this is what runs the phase."""
-        own = sorted(moments(steps, self._config.training.candidates))
-        return [(f"{phase} {step}", dual) for step, dual in zip(own, duals, strict=True)]
+    def _generator(self) -> Engine:
+        """Of a new generator; it is held, and so is what the probe set has of it."""
+        ledger, generator = self._workshop.ledger, self._workshop.generator_engine()
+        ledger.hold("generator", generator)
+        ledger.hold("probe", self._workshop.probe)
+        return generator
 
     def _synthesized(self, generator: Engine, memory: SampleMemory) -> Synthesized:
         workshop = self._workshop

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-
-from torch import Tensor
 
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.training.branching import build_target
-
-State = dict[str, Tensor]
+from dfka_dist.training.checkpoint import Reading, State, Writing, under, write_json
 
 
 @dataclass
@@ -36,6 +34,36 @@ class DualState:
             },
         )
 
+    def add(self, other: DualState) -> None:
+        """Have what another has, too."""
+        self.blocks |= other.blocks
+        self.filters |= other.filters
+        self.tails |= other.tails
+
+    def flat(self) -> State:
+        """Everything, by names that say what it belongs to."""
+        found = {f"block {d}.{k}": v for d, own in self.blocks.items() for k, v in own.items()}
+        for (depth, teacher), own in self.filters.items():
+            found |= {f"filter {depth} {teacher}.{k}": v for k, v in own.items()}
+        for teacher, own in self.tails.items():
+            found |= {f"tail {teacher}.{k}": v for k, v in own.items()}
+        return found
+
+    @classmethod
+    def of_flat(cls, state: State) -> DualState:
+        """The inverse of `flat`."""
+        dual = cls()
+        for part in dict.fromkeys(key.partition(".")[0] for key in state):
+            kind, *names = part.split(" ")
+            own = under(state, f"{part}.")
+            if kind == "block":
+                dual.blocks[int(names[0])] = own
+            elif kind == "filter":
+                dual.filters[int(names[0]), names[1]] = own
+            else:
+                dual.tails[names[0]] = own
+        return dual
+
     def target(self, design: Architecture, teachers: Teachers) -> TargetNet:
         """Trunk and filters as they were trained, tails as the teachers have them."""
         target = build_target(design, teachers)
@@ -45,7 +73,7 @@ class DualState:
     def load_into(self, target: TargetNet) -> None:
         """Replace trunk and filters of a target that has its tails."""
         for depth, block in enumerate(target.trunk.blocks, 1):
-            block.load_state_dict(self.blocks[depth])
+            block.load_state_dict(self.blocks.get(depth, {}))
         for branch in target.design.branches:
             name = branch.teacher.name
             target.trunk.filters[name].load_state_dict(self.filters[branch.depth, name])
@@ -53,6 +81,25 @@ class DualState:
                 target.tails[name].load_state_dict(self.tails[name])
 
 
-def under(state: State, prefix: str) -> State:
-    """The part of a state below a name."""
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+class Candidates:
+    """Dual generators at moments of a run, in the order of time; the same on every rank."""
+
+    def __init__(self) -> None:
+        self.named: list[tuple[str, DualState]] = []
+
+    def add(self, name: str, dual: DualState) -> None:
+        """Another one."""
+        self.named.append((name, dual))
+
+    def save(self, writing: Writing, name: str) -> None:
+        """See `Held`."""
+        if writing.rank == 0:
+            for index, (_, dual) in enumerate(self.named):
+                writing.outlasting(f"{name}-{index}", dual.flat)
+            write_json(writing.under(name) / "names.json", {"names": [n for n, _ in self.named]})
+
+    def restore(self, reading: Reading, name: str) -> None:
+        """See `Held`."""
+        told = json.loads((reading.folder / name / "names.json").read_text(encoding="utf-8"))
+        states = [reading.outlasting(f"{name}-{index}") for index in range(len(told["names"]))]
+        self.named = list(zip(told["names"], map(DualState.of_flat, states), strict=True))

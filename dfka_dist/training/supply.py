@@ -27,10 +27,10 @@ Item = TypeVar("Item")
 class Supply(Protocol):
     """What a student learns from."""
 
-    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def batches(self, stream: str, steps: range) -> Iterator[Labelled]:
         """This worker's share of a batch for each step, a function of stream and step alone."""
 
-    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def unseen(self, stream: str, steps: range) -> Iterator[Labelled]:
         """The same, of images that nothing has learned from, where there are such."""
 
 
@@ -53,19 +53,19 @@ class Synthesized:
     rehearsal: Rehearsal
     window: int
 
-    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def batches(self, stream: str, steps: range) -> Iterator[Labelled]:
         """See `Supply.batches`."""
         if len(self.rehearsal.memory):
             yield from rehearsed(self.rehearsal, stream, steps, self.window)
         else:
             yield from self.unseen(stream, steps)
 
-    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def unseen(self, stream: str, steps: range) -> Iterator[Labelled]:
         """See `Supply.unseen`."""
         for _, pending in self.fresh(stream, steps):
             yield pending.result()
 
-    def fresh(self, stream: str, steps: int) -> Iterator[tuple[Stack, Pending[Labelled]]]:
+    def fresh(self, stream: str, steps: range) -> Iterator[tuple[Stack, Pending[Labelled]]]:
         """Per step the generator's stack, and its labels that are on their way."""
 
         def ask(step: int) -> tuple[Stack, Pending[Labelled]]:
@@ -91,12 +91,12 @@ class Given:
     window: int
     device: torch.device
 
-    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def batches(self, stream: str, steps: range) -> Iterator[Labelled]:
         """See `Supply.batches`."""
         for pending in ahead(lambda step: self._ask(stream, step), steps, self.window):
             yield pending.result()
 
-    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def unseen(self, stream: str, steps: range) -> Iterator[Labelled]:
         """See `Supply.unseen`; all images are learned from."""
         return self.batches(stream, steps)
 
@@ -131,15 +131,15 @@ class Archived:
     share: tuple[int, int]
     device: torch.device
 
-    def batches(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def batches(self, stream: str, steps: range) -> Iterator[Labelled]:
         """See `Supply.batches`."""
         seed = zlib.crc32(f"{self.seed}.{stream}".encode())
         rank, workers = self.share
         batches = self.archive.batches(size=self.size, seed=seed, shares=workers, share=rank)
-        for batch in itertools.islice(batches, steps):
+        for batch in itertools.islice(batches, steps.start, steps.stop):
             yield self._labelled(batch)
 
-    def unseen(self, stream: str, steps: int) -> Iterator[Labelled]:
+    def unseen(self, stream: str, steps: range) -> Iterator[Labelled]:
         """See `Supply.unseen`; all images are learned from."""
         return self.batches(stream, steps)
 
@@ -156,17 +156,18 @@ class Archived:
         return Labelled(batch.images.to(self.device), logits, homes)
 
 
-def rehearsed(rehearsal: Rehearsal, stream: str, steps: int, window: int) -> Iterator[Labelled]:
+def rehearsed(rehearsal: Rehearsal, stream: str, steps: range, window: int) -> Iterator[Labelled]:
     """Altered images from a memory that is not empty, asked about up to `window` steps ahead."""
     for pending in ahead(lambda step: rehearsal.ask([stream], step), steps, window):
         (batch,) = pending.result()
         yield batch
 
 
-def ahead(ask: Callable[[int], Item], steps: int, window: int) -> Iterator[Item]:
+def ahead(ask: Callable[[int], Item], steps: range, window: int) -> Iterator[Item]:
     """What `ask` gives for every step, asked up to `window` steps before it is needed."""
     waiting: deque[Item] = deque()
-    for step in range(steps):
-        while len(waiting) < window and step + len(waiting) < steps:
-            waiting.append(ask(step + len(waiting)))
+    for step in steps:
+        waiting.extend(
+            ask(later) for later in range(step + len(waiting), min(step + window, steps.stop))
+        )
         yield waiting.popleft()

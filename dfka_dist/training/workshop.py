@@ -21,6 +21,7 @@ from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.diary import Diary, Record
 from dfka_dist.training.draws import Drawn, Draws
 from dfka_dist.training.engines import Engine, fitting
+from dfka_dist.training.ledger import Ledger, Shelf
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
 from dfka_dist.training.probe import MOMENTS, ProbeSet
@@ -38,6 +39,7 @@ class Workshop:
         teachers: local or served, all of which know a customised label.
         report: is given records, on rank 0.
         device: of the networks.
+        shelf: of its checkpoints; None for none.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Workshop:
         teachers: Teachers,
         report: Callable[[Record], None],
         device: torch.device,
+        shelf: Shelf | None = None,
     ) -> None:
         teachers = in_parts(teachers, config.training.micro_batch)
         self.config, self.teachers, self.device = config, teachers, device
@@ -60,6 +63,7 @@ class Workshop:
         self.panel = Panel(config, teachers, self.columns, asked_in)
         self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.diary = Diary(config.training, teachers, None if rank else report)
+        self.ledger = Ledger(self.diary, config.training.checkpoint.every, shelf)
         self.probe = ProbeSet(self.panel)
         self.archive: ArchiveWriter | None = None
 

@@ -27,6 +27,9 @@ from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.engines import Engine
 from distributed.custom_teachers import with_moods
+from distributed.recipes import folder, run, strangers
+
+__all__ = ["folder", "run", "strangers"]
 
 Nodes = list[NodeResources]
 MakePool = Callable[..., TeacherPool]

@@ -145,7 +145,7 @@ def test_images_from_an_archive_come_to_the_workers_device(
     config = make(bare, recipe="distill", images=source)
     workshop = Workshop(config, nobody, [].append, torch.device("cpu"))
     supply = replace(supplied(workshop), device=torch.device("meta"))
-    (batch,) = supply.batches("x", 1)
+    (batch,) = supply.batches("x", range(1))
     devices = {value.device.type for value in (batch.images, *batch.logits.values())}
     assert devices == {"meta"}
 
@@ -167,7 +167,7 @@ def test_images_of_a_teacher_that_is_left_out_teach_and_prove_nothing(
     supply = supplied(workshop)
     homes = supply.probe(64).homes
     assert (homes < 1).all() and len(homes) > 0
-    (batch,) = supply.batches("x", 1)
+    (batch,) = supply.batches("x", range(1))
     foreign = batch.taken((batch.homes == 1).nonzero()[:, 0])
     lesson = Lesson(foreign, workshop.panel, LossWeights())
     said = {"two": torch.randn(len(foreign.images), 2, requires_grad=True)}

@@ -153,13 +153,13 @@ def supply(workshop: Workshop, labelled: Labelled) -> Synthesized:
 
 
 def test_a_student_learns_from_what_is_remembered(supply: Synthesized) -> None:
-    (batch,) = supply.batches("x", 1)
+    (batch,) = supply.batches("x", range(1))
     (rehearsed,) = supply.rehearsal.ask(["x"], 0).result()
     assert torch.equal(batch.images, rehearsed.images)
 
 
 def test_depths_are_measured_on_fresh_images_alone(supply: Synthesized) -> None:
-    (unseen,) = supply.unseen("x", 1)
+    (unseen,) = supply.unseen("x", range(1))
     drawn = supply.draws.synthesize(supply.generator, "x", 0, supply.columns)
     assert torch.equal(unseen.images, drawn.images)
 
@@ -168,5 +168,5 @@ def test_a_student_learns_from_fresh_images_where_nothing_is_remembered(
     workshop: Workshop, supply: Synthesized
 ) -> None:
     forgetful = replace(supply, rehearsal=workshop.rehearsal(workshop.new_memory()))
-    (batch,), (unseen,) = forgetful.batches("x", 1), forgetful.unseen("x", 1)
+    (batch,), (unseen,) = forgetful.batches("x", range(1)), forgetful.unseen("x", range(1))
     assert torch.equal(batch.images, unseen.images)

@@ -2,110 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.target import TargetNet
-from dfka_dist.teachers.local import LocalTeachers
-from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training import joint
-from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.aside import Aside
-from dfka_dist.training.diary import Record
-from dfka_dist.training.outcome import SAMPLES, Network, Outcome
+from dfka_dist.training.outcome import SAMPLES, Network
+from distributed.recipes import DEPTHS, LABELS, PHASES, Ran, Run
 
 pytestmark = pytest.mark.usefixtures("process_group")
-
-LABELS = ["d", "a", "b", "c", "e"]
-DEPTHS = (1, 2, 3)
-PHASES = {
-    "joint": ["joint", "rehearsal", "filters", "branches", "fine_tune"],
-    "paper": ["synthesis", "dual", "fine_tune"],
-    "noise": ["distill", "fine_tune"],
-    "folder": ["distill", "filters", "branches", "fine_tune"],
-}
-"""Recipes as they are run here, with their phases."""
-BRANCHES: dict[str, Any] = {"joint": "best", "paper": "best", "noise": {"two": 2}, "folder": "last"}
-
-
-@dataclass(frozen=True)
-class Ran:
-    name: str
-    outcome: Outcome
-    records: list[Record]
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture(scope="module")
-def strangers(make_teacher: Callable[..., TeacherSpec]) -> list[TeacherSpec]:
-    """A softmax teacher of three blocks, and a sigmoid teacher of two."""
-    return [
-        make_teacher("one", "abc", task="single_label", channels=3),
-        make_teacher("two", "de", widths=(5, 6), size=12),
-    ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve noisy pictures of nothing that anybody knows."""
-    place, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    (place / "any").mkdir()
-    for index in range(12):
-        pixels = noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / "any" / f"{index}.png")
-    return place
-
-
-@pytest.fixture(scope="module")
-def run(
-    strangers: list[TeacherSpec],
-    folder: Path,
-    make_config: Callable[..., RunConfig],
-    load_teacher: Callable[[TeacherSpec], Teacher],
-    process_group: None,
-) -> Run:
-    """Run one of `PHASES`: `run("paper", zero_stage=2)`."""
-    own: dict[str, dict[str, Any]] = {
-        "joint": {"branch_steps": 2, "candidates": 3},
-        "paper": {"recipe": "paper", "block_steps": 2, "branch_steps": 2},
-        "noise": {"recipe": "distill", "images": "noise"},
-        "folder": {"recipe": "distill", "images": f"folder:{folder}", "branch_steps": 2},
-    }
-    short = {
-        "steps": 6,
-        "rehearsal_steps": 4,
-        "fine_tune_steps": 3,
-        "batch_size": 8,
-        "report_every": 2,
-        "probe_images": 64,
-    }
-
-    def run(name: str, target: Any = None, losses: Any = None, **training: Any) -> Ran:
-        config = make_config(
-            strangers,
-            target={"labels": LABELS, "arguments": {"widths": [4, 6, 8]}}
-            | (target or {"branch": BRANCHES[name]}),
-            generator={"latent": 6},
-            losses={"group": 0.3, "activation": 0.1, "entropy": 0.1, "discrete": 0.1}
-            | (losses or {}),
-            training=short | {"memory_megabytes": 1, "precision": "fp32"} | own[name] | training,
-        )
-        teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in strangers})
-        records: list[Record] = []
-        return Ran(name, Amalgamator(config, teachers, records.append).run(), records)
-
-    return run
 
 
 @pytest.fixture(scope="module", params=PHASES)

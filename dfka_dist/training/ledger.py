@@ -1,0 +1,161 @@
+"""Where a run is, and what of it must not be lost: so that it goes on after an interruption.
+
+A run that goes on does everything again from the beginning, with nothing left to do in phases that
+are over: what they held is what it was, and the steps of the one that was running begin where the
+checkpoint was made. Every draw is a function of stream and step, so that nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dfka_dist.training.checkpoint import Reading, State, Told, Writing, read_state, write_state
+from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.diary import Diary
+
+
+class Held(Protocol):
+    """Something that changes while a run goes on."""
+
+    def save(self, writing: Writing, name: str) -> None:
+        """Write what it is now below `name`; every rank calls."""
+
+    def restore(self, reading: Reading, name: str) -> None:
+        """Become what it was; every rank calls."""
+
+
+class Shelf(Protocol):
+    """Where checkpoints are kept."""
+
+    def newest(self) -> Reading | None:
+        """The newest that is whole."""
+
+    def lasting(self) -> Path:
+        """The folder, on this worker's machine, of what outlasts a checkpoint."""
+
+    def add(self, folder: Path, global_step: int) -> None:
+        """Take this rank's part of a checkpoint; every rank calls, and may wait for the others."""
+
+
+class Ledger:
+    """Phases of a run, and what they hold.
+
+    Args:
+        every: steps of the whole run between two checkpoints.
+        shelf: None for a run that keeps no checkpoints.
+    """
+
+    def __init__(self, diary: Diary, every: int, shelf: Shelf | None = None) -> None:
+        self._diary, self._every, self._shelf = diary, every, shelf
+        self._held: dict[str, Held] = {"results": Results()}
+        self._told: dict[str, Told] = {}
+        self._resumed = shelf.newest() if shelf else None
+        if self._resumed is not None:
+            diary.resume(self._resumed.run["diary"])
+            self.results.restore(self._resumed, "results")
+            self._told |= self._resumed.told
+
+    @property
+    def results(self) -> Results:
+        """Of phases that are over."""
+        results = self._held["results"]
+        assert isinstance(results, Results)
+        return results
+
+    def hold(self, name: str, thing: Held) -> None:
+        """Keep a thing through interruptions; it is what it was, if this run goes on."""
+        self._held[name] = thing
+        if self._resumed is not None and self._resumed.holds(name):
+            thing.restore(self._resumed, name)
+
+    def release(self, *names: str) -> None:
+        """These are not needed any more."""
+        for name in names:
+            del self._held[name]
+
+    def once(self, name: str, make: Callable[[], dict[str, State]]) -> dict[str, State]:
+        """What is made, or was made before the interruption."""
+        if name not in self.results.made:
+            self.results.made[name] = make()
+        return self.results.made[name]
+
+    @contextmanager
+    def phase(
+        self, name: str, steps: int, settle: Callable[[], None] = lambda: None
+    ) -> Iterator[Phase]:
+        """Everything that is told and done inside belongs to this phase.
+
+        Args:
+            settle: called before a checkpoint is made.
+        """
+        if self._diary.is_over(name):
+            yield Phase(self, range(0), settle)
+            return
+        with self._diary.phase(name, steps) as done:
+            yield Phase(self, range(done, steps), settle)
+
+    def made(self, settle: Callable[[], None]) -> None:
+        """A step is over: make a checkpoint, if it is time."""
+        if self._shelf is None or self._diary.global_step % self._every:
+            return
+        settle()
+        rank, size = rank_and_size()
+        with tempfile.TemporaryDirectory(prefix="dfka-") as place:
+            writing = Writing(Path(place), self._shelf.lasting(), rank, size, self._told)
+            for name, thing in self._held.items():
+                writing.under(name)
+                thing.save(writing, name)
+            writing.close({"diary": self._diary.state()})
+            self._shelf.add(writing.folder, self._diary.global_step)
+
+
+class Phase:
+    """What is left of a phase.
+
+    Args:
+        left: its steps, the first is 0.
+    """
+
+    def __init__(self, ledger: Ledger, left: range, settle: Callable[[], None]) -> None:
+        self._ledger, self.left, self._settle = ledger, left, settle
+
+    def steps(self, part: range | None = None) -> Iterator[int]:
+        """The steps to do, of the whole phase or a part of it."""
+        for step in self.within(part):
+            yield step
+            self._ledger.made(self._settle)
+
+    def within(self, part: range | None = None) -> range:
+        """Those of a part that are left."""
+        if part is None:
+            return self.left
+        first = max(part.start, self.left.start) if self.left else part.stop
+        return range(min(first, part.stop), part.stop)
+
+
+class Results:
+    """What phases that are over have left; the same on every rank."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, dict[str, State]] = {}
+
+    def save(self, writing: Writing, name: str) -> None:
+        """See `Held`."""
+        if writing.rank:
+            return
+        for key, states in self.made.items():
+            flat = {f"{part}|{k}": v for part, state in states.items() for k, v in state.items()}
+            write_state(writing.under(name) / f"{key}.safetensors", flat)
+
+    def restore(self, reading: Reading, name: str) -> None:
+        """See `Held`."""
+        for place in sorted((reading.folder / name).glob("*.safetensors")):
+            states: dict[str, dict[str, Any]] = {}
+            for key, value in read_state(place).items():
+                part, _, own = key.partition("|")
+                states.setdefault(part, {})[own] = value
+            self.made[place.stem] = states

@@ -1,0 +1,135 @@
+"""Where the checkpoints of a run are kept: a folder on any file system that pyarrow knows.
+
+A checkpoint is the folder `checkpoint-STEP`, what several of them need lies in `lasting`. No file
+is ever changed, and what is not on the lists of all ranks is no checkpoint: a kill at any moment
+leaves those that were complete as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs
+
+from dfka_dist.training.checkpoint import LASTING, BrokenCheckpoint, Reading
+from dfka_dist.training.collectives import rank_and_size
+
+log = logging.getLogger(__name__)
+
+_NAMED = re.compile(r"checkpoint-(\d{9})")
+
+
+class FolderShelf:
+    """See `ledger.Shelf`.
+
+    Args:
+        uri: absolute path or `pyarrow.fs` URI of a folder, of this run alone.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, uri: str, keep: int) -> None:
+        local = "://" not in uri
+        files, root = (fs.LocalFileSystem(), uri) if local else fs.FileSystem.from_uri(uri)
+        self._files: Any = files
+        self._root, self._keep = root.rstrip("/"), keep
+        self._desk = tempfile.TemporaryDirectory(prefix="dfka-")
+
+    def steps(self) -> list[int]:
+        """Of all checkpoints, complete or not, in the order of time."""
+        inside = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        found = (_NAMED.fullmatch(info.base_name) for info in inside)
+        return sorted(int(match[1]) for match in found if match)
+
+    def newest(self) -> Reading | None:
+        """See `ledger.Shelf`; those that are broken are passed over, with a warning."""
+        for step in reversed(self.steps()):
+            try:
+                return self._taken_down(step)
+            except BrokenCheckpoint as error:
+                log.warning("passing over a checkpoint: %s", error)
+        return None
+
+    def lasting(self) -> Path:
+        """See `ledger.Shelf`."""
+        return Path(self._desk.name) / LASTING
+
+    def add(self, folder: Path, global_step: int) -> None:
+        """See `ledger.Shelf`; returns when all ranks are done."""
+        self._put(self.lasting(), f"{self._root}/{LASTING}")
+        self._put(folder, f"{self._root}/{_name(global_step)}")
+        rank, size = rank_and_size()
+        if size > 1:
+            torch.distributed.barrier()
+        if rank == 0:
+            self._tidy()
+
+    def _put(self, source: Path, place: str) -> None:
+        """Move everything below a folder, its lists last."""
+        files = sorted(p for p in source.rglob("*") if p.is_file())
+        for path in sorted(files, key=lambda p: p.name.startswith("files-")):
+            there = f"{place}/{path.relative_to(source)}"
+            self._files.create_dir(there.rpartition("/")[0], recursive=True)
+            fs.copy_files(str(path), there, destination_filesystem=self._files)
+            path.unlink()
+
+    def _taken_down(self, step: int) -> Reading:
+        """A checkpoint on this machine's disk."""
+        place = self._root if self._files.type_name == "local" else self._desk.name
+        folder, lasting = Path(place) / _name(step), Path(place) / LASTING
+        if place != self._root:
+            self._get(f"{self._root}/{_name(step)}", folder)
+            for name in self._needed(folder):
+                self._get(f"{self._root}/{LASTING}/{name}", lasting / name)
+        return Reading.opened(folder, lasting)
+
+    def _get(self, source: str, place: Path) -> None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(source, str(place), source_filesystem=self._files)
+        except OSError as error:
+            raise BrokenCheckpoint(f"{source}: {error}") from error
+
+    def _needed(self, folder: Path) -> set[str]:
+        try:
+            lists = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("files-*.json")]
+            return {_plain(name) for listed in lists for name in listed["lasting"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BrokenCheckpoint(f"{folder.name}: {error}") from error
+
+    def _tidy(self) -> None:
+        """Older checkpoints go, and then what none needs any more."""
+        steps = self.steps()
+        for step in steps[: -self._keep]:
+            self._files.delete_dir(f"{self._root}/{_name(step)}")
+        needed: set[str] = set()
+        for step in steps[-self._keep :]:
+            needed |= self._listed(step)
+        inside = fs.FileSelector(f"{self._root}/{LASTING}", allow_not_found=True)
+        for info in self._files.get_file_info(inside):
+            if info.base_name not in needed:
+                self._files.delete_file(info.path)
+
+    def _listed(self, step: int) -> set[str]:
+        inside = fs.FileSelector(f"{self._root}/{_name(step)}")
+        names: set[str] = set()
+        for info in self._files.get_file_info(inside):
+            if info.base_name.startswith("files-"):
+                with self._files.open_input_stream(info.path) as file:
+                    names |= set(json.loads(file.read())["lasting"])
+        return names
+
+
+def _name(step: int) -> str:
+    return f"checkpoint-{step:09}"
+
+
+def _plain(name: str) -> str:
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"{name} lies outside")
+    return name

@@ -1,0 +1,87 @@
+"""A run that was interrupted goes on as if it had not been."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfka_dist.training.diary import Record
+from dfka_dist.training.outcome import Outcome
+from dfka_dist.training.shelf import FolderShelf
+from distributed.recipes import PHASES, Ran, Run
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+class Interrupted(Exception):
+    """What takes a run down in the middle."""
+
+
+def interrupting(at: int) -> Callable[[Record], None]:
+    """Takes a run down when it tells of this step."""
+
+    def tell(record: Record) -> None:
+        if record["global_step"] == at:
+            raise Interrupted
+
+    return tell
+
+
+def shelf(place: Path) -> FolderShelf:
+    return FolderShelf(str(place), keep=2)
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Whether all networks that came out are the same bits, and were judged the same."""
+    return len(one.networks) == len(other.networks) and all(
+        a.name == b.name
+        and a.data_free == b.data_free
+        and all(b.state[key].equal(value) for key, value in a.state.items())
+        for a, b in zip(one.networks, other.networks, strict=True)
+    )
+
+
+def plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def steps_of(ran: Ran) -> int:
+    return sum(int(phase["steps"]) for phase in ran.outcome.phases)
+
+
+@pytest.fixture(scope="module", params=PHASES)
+def ran(request: pytest.FixtureRequest, run: Run) -> Ran:
+    return run(request.param, report_every=1)
+
+
+def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
+    ran: Ran, run: Run, tmp_path: Path
+) -> None:
+    """Again and again, two steps further on each time."""
+    settings = {"report_every": 1, "checkpoint": {"every": 1}}
+    for at in itertools.count(2, 2):
+        try:
+            done = run(ran.name, shelf=shelf(tmp_path), tell=interrupting(at), **settings).outcome
+        except Interrupted:
+            assert at <= steps_of(ran)
+            continue
+        break
+    assert same(done, ran.outcome)
+    phases = [(phase["name"], phase["steps"]) for phase in done.phases]
+    assert phases == [(phase["name"], phase["steps"]) for phase in ran.outcome.phases]
+
+
+def test_a_run_between_two_checkpoints_goes_on_from_the_earlier(
+    ran: Ran, run: Run, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"report_every": 1, "checkpoint": {"every": 3}}
+    with pytest.raises(Interrupted):
+        run(ran.name, shelf=shelf(tmp_path), tell=interrupting(8), **settings)
+    again = run(ran.name, shelf=shelf(tmp_path), **settings)
+    assert again.records[0]["global_step"] == 7
+    assert same(again.outcome, ran.outcome)
