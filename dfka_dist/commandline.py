@@ -86,7 +86,7 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Colle
         marks: any of these in a folder says that this job's results lie there.
 
     Raises:
-        InputError: something stands there already, and it may not be overwritten.
+        InputError: something stands there already, and it may neither be overwritten nor go on.
     """
     asked = arguments.output or Path("runs") / config.run.name
     try:
@@ -104,10 +104,10 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Colle
         raise InputError(
             "--output", f"{folder} holds files that are no run's", "an empty or a new folder"
         )
-    if not arguments.overwrite:
-        raise InputError(
-            "--output", f"{folder} already holds a run", "another folder, or --overwrite"
-        )
+    resumes = "resume" in arguments
+    if not arguments.overwrite and not (resumes and arguments.resume):
+        remedy = f"another folder, {'--resume, ' if resumes else ''}or --overwrite"
+        raise InputError("--output", f"{folder} already holds a run", remedy)
     return folder
 
 

@@ -29,6 +29,7 @@ from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
+from dfka_dist.training.shelf import FolderShelf
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ POLL_SECONDS = 0.5
 
 End = Outcome | DfkaError
 """How a run ended."""
-Given = tuple[ServedTeachers | SilentTeachers, dict[str, torch.Tensor] | None]
-"""What workers are given: the teachers, and the state of a target to go on with."""
+Given = tuple[ServedTeachers | SilentTeachers, dict[str, torch.Tensor] | None, FolderShelf | None]
+"""What workers are given: the teachers, the state of a target to go on with, and the place of their
+checkpoints."""
 
 
 class _Conductor:
@@ -76,12 +78,17 @@ def amalgamate(
     teachers: ServedTeachers | SilentTeachers,
     on_record: Callable[[Record], None],
     start: dict[str, torch.Tensor] | None = None,
+    shelf: FolderShelf | None = None,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
+    Workers that die are started again, `training.max_failures` times, and go on from the newest
+    checkpoint.
+
     Args:
-        on_record: called in this process with each record.
+        on_record: called in this process with each record; with some again after a restart.
         start: state of a target to go on with.
+        shelf: of the run's checkpoints.
 
     Raises:
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
@@ -89,7 +96,7 @@ def amalgamate(
     conductor = ray.remote(_Conductor).options(num_cpus=0, max_concurrency=2).remote()
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
-            running = conductor.fit.remote(config, (teachers, start), storage)
+            running = conductor.fit.remote(config, (teachers, start, shelf), storage)
             return _watch(conductor, running, on_record)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
@@ -102,13 +109,13 @@ def _watch(conductor: Any, running: Any, on_record: Callable[[Record], None]) ->
         records, end = ray.get(conductor.collect.remote())
         for record in records:
             on_record(record)
+        if isinstance(end, DfkaError):  # starting again would not help
+            raise end
     story: str | None = ray.get(running)
     if isinstance(end, Outcome):
         return end
     if story is not None:
         log.error("%s", story)
-    if end is not None:
-        raise end
     reason = story.strip().splitlines()[-1] if story else "they ended without a result"
     raise RunFailed(f"the training workers failed: {reason}")
 
@@ -121,7 +128,7 @@ def _trainer(config: RunConfig, given: Given, inbox: Any, storage: str) -> Torch
         run_config=TrainRunConfig(
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=config.training.max_failures),
             worker_runtime_env={"env_vars": _environment(config)},
         ),
         torch_config=TorchConfig(
@@ -151,8 +158,8 @@ def _work(settings: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     inbox = settings["inbox"]
     try:
-        teachers, start = settings["given"]
-        outcome = Amalgamator(config, teachers, inbox.post.remote, device, start).run()
+        teachers, start, shelf = settings["given"]
+        outcome = Amalgamator(config, teachers, inbox.post.remote, device, start, shelf).run()
     except DfkaError as error:
         ray.get(inbox.end.remote(error))
         raise

@@ -149,6 +149,8 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     teachers = [
         t.model_copy(update={"weights": located(t.weights, folder)}) for t in config.teachers
     ]
+    kept = config.training.checkpoint
+    checkpoint = kept.model_copy(update={"storage": located(kept.storage, folder)})
     evaluations = {}
     for name, spec in config.evaluations.items():
         evaluations[name] = spec.model_copy(update={"source": _source(spec.source, folder)})
@@ -163,6 +165,7 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
                 update={
                     "images": _source(config.training.images, folder),
                     "archive": located(config.training.archive, folder),
+                    "checkpoint": checkpoint,
                 }
             ),
         }

@@ -22,6 +22,7 @@ LEFT = (
     "metrics.jsonl",
     "tensorboard",
     "run.log",
+    "checkpoints",
 )
 """Everything that a run leaves in its folder."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfka_dist import clusters, commandline, launch, results
+from dfka_dist import clusters, commandline, launch, results, resuming
 from dfka_dist.archive import Archive, refuse_existing, refuse_unwritable
 from dfka_dist.config import RunConfig
 from dfka_dist.data import open_unlabelled
@@ -38,6 +38,7 @@ from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
 from dfka_dist.training.memory import image_bytes
+from dfka_dist.training.shelf import FolderShelf
 
 journal = logging.getLogger("dfka_dist.amalgamate")
 
@@ -52,7 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="plan a --dry-run for these nodes: a YAML list of {name, cpus, gpus, gpu_gigabytes}",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint of the run of this name; begin if there is none",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.resume and arguments.overwrite:
+        raise InputError("--resume", "goes on with what --overwrite replaces", "one of the two")
     if arguments.nodes and not arguments.dry_run:
         raise InputError("--nodes", "is for planning alone", "--dry-run beside it")
     given = commandline.configuration(arguments)
@@ -60,16 +68,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = _prepared(given, config)
+    shelf = _shelf(arguments, ready, folder)
     if arguments.dry_run:
         _show(given, _dry_plan(arguments, ready))
         return _warn(given, ready)
     planned = None if config.run.address else ready.plan(clusters.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
+    if arguments.resume and (folder / results.LEFT[0]).exists():
+        print(f"this run is over: {folder / results.LEFT[0]}")
+        return
     with clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
-        commandline.emptied(folder, results.LEFT)
+        shelf = resuming.reachable(shelf, config, len(nodes))
+        if arguments.resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            commandline.emptied(folder, results.LEFT)
+            if shelf is not None:
+                shelf.clear()
         _warn(given, ready)
-        _run(given, ready, folder, placement, began)
+        _run(given, ready, folder, placement, shelf, began)
 
 
 @dataclass(frozen=True)
@@ -132,8 +150,24 @@ def _start(place: str, design: Architecture) -> dict[str, Tensor]:
     return target.state_dict()
 
 
+def _shelf(arguments: argparse.Namespace, ready: Prepared, folder: Path) -> FolderShelf | None:
+    """Of the run's checkpoints, which are this run's or are to be replaced."""
+    own = resuming.identity(ready.config, ready.weights)
+    shelf = resuming.shelf_of(ready.config, folder, own)
+    if shelf is not None and arguments.resume:
+        resuming.refuse_another(shelf, own)
+    elif shelf is not None and not arguments.overwrite:
+        resuming.refuse_existing(shelf)
+    return shelf
+
+
 def _run(
-    given: RunConfig, ready: Prepared, folder: Path, placement: PlacementPlan, began: float
+    given: RunConfig,
+    ready: Prepared,
+    folder: Path,
+    placement: PlacementPlan,
+    shelf: FolderShelf | None,
+    began: float,
 ) -> None:
     commandline.log_to(folder)
     configuration = dump(given)
@@ -150,7 +184,7 @@ def _run(
 
         with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):
             progress.message("starting the trainer")
-            outcome = launch.amalgamate(config, teachers, on_record, ready.start)
+            outcome = launch.amalgamate(config, teachers, on_record, ready.start, shelf)
             progress.message("scoring")
             asked = in_parts(teachers.exact(), config.training.micro_batch)
             scorer = Scorer([] if config.is_teacherless else ready.data, asked)
@@ -197,6 +231,8 @@ def _warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
             "losses.link: the features of eq. 15 mean nothing without losses.group, which is 0; "
             "the preset paper has all of the paper's weights"
         )
+    if training.archive is not None and training.checkpoint.every:
+        yield "training.archive: a run that writes one keeps no checkpoints, and cannot go on"
     if config.is_teacherless and config.evaluations:
         yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
     image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)

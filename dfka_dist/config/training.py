@@ -89,10 +89,15 @@ class LossWeights(Node):
 class CheckpointSpec(Node):
     """What a run keeps of itself while it goes on."""
 
-    every: Count = 500
-    """Steps, of all phases together, from one checkpoint to the next."""
+    every: MaybeNone = 500
+    """Steps, of all phases together, from one checkpoint to the next; 0 for none."""
     keep: Count = 2
     """How many of the newest stay."""
+    storage: str | None = None
+    """Folder or pyarrow.fs URI that all workers reach; the run's are in a folder of its name there.
+    Without it they lie in the output folder, if the cluster has one node."""
+    shared: bool = False
+    """A storage that is a local path is the same disk on all nodes."""
 
 
 class TrainingSpec(Node):
@@ -171,5 +176,7 @@ class TrainingSpec(Node):
     worker_gpus: Literal[0, 1] = 0
     checkpoint: CheckpointSpec = CheckpointSpec()
     report_every: Count = 10
+    max_failures: MaybeNone = 3
+    """How often workers that died are started again, from the newest checkpoint."""
     timeout: Seconds = 600.0
     """Seconds after which a collective that waits ends the run."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +21,7 @@ from dfka_dist.models import sources
 from dfka_dist.models.backbones import TRUNKS
 from dfka_dist.models.filters import Shape, TeacherFilter
 from dfka_dist.models.preprocessing import Preprocessing, channels_last
-from dfka_dist.models.splitting import cut
+from dfka_dist.models.splitting import BlockChain, cut
 
 
 class BranchPoint(Node):
@@ -258,12 +260,20 @@ def trunk_shapes(blocks: nn.ModuleList, spec: InputSpec) -> list[Shape]:
 
 
 def _tail(branch: BranchPoint, index: int) -> nn.Module:
-    spec, key = branch.teacher, f"branches.{index}.teacher"
+    whole = _cut(branch.teacher.model_dump_json(), f"branches.{index}.teacher")
+    return copy.deepcopy(whole.tail(branch.entry))
+
+
+@lru_cache(maxsize=8)
+def _cut(teacher: str, key: str) -> BlockChain:
+    """A teacher's architecture, with weights that mean nothing: a run makes many targets with the
+    same tails, and cutting takes half a second."""
+    spec = TeacherSpec.model_validate_json(teacher)
     # The weights come from elsewhere: building must not disturb anybody's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = sources.build(spec, key).eval()
         example = torch.rand(2, spec.input.channels, spec.input.size, spec.input.size)
-    return cut(network, spec.blocks, example, key).tail(branch.entry)
+    return cut(network, spec.blocks, example, key)
 
 
 def _read_design(path: Path) -> Architecture:

@@ -28,6 +28,7 @@ class Diary:
         self.phases: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._name, self._step, self._earlier = "", 0, 0.0
+        self._records: list[Record] = []
 
     @contextmanager
     def phase(self, name: str, steps: int) -> Iterator[int]:
@@ -64,14 +65,18 @@ class Diary:
             "step": self._step,
             "phase_seconds": self._phase_seconds,
             "seconds": time.monotonic() - self._began,
+            "records": self._records,
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on where a diary was."""
+        """Go on where a diary was; all its records are told again, for nobody may have heard the
+        last of them."""
         self.phases = list(state["phases"])
         self._name, self._step = str(state["phase"]), int(state["step"])
         self._earlier = float(state["phase_seconds"])
         self._began = time.monotonic() - float(state["seconds"])
+        for record in state["records"]:
+            self._write(record)
 
     def tell(self, step: int, *reports: LossReport) -> None:
         """One step of the phase is over, the first is 1; every now and then that is a record."""
@@ -87,7 +92,7 @@ class Diary:
         if self._worked is not None and self._teachers.worked is not None:
             worked = (self._teachers.worked - self._worked) / elapsed
             waits["trainer"] = round(max(0.0, 1 - worked), 4)
-        self._report(
+        self._write(
             {
                 "phase": self._name,
                 "step": step,
@@ -103,3 +108,8 @@ class Diary:
                 "waits": waits,
             }
         )
+
+    def _write(self, record: Record) -> None:
+        self._records.append(record)
+        if self._report is not None:
+            self._report(record)

@@ -31,6 +31,10 @@ class Held(Protocol):
 class Shelf(Protocol):
     """Where checkpoints are kept."""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What may not differ when the run goes on."""
+
     def newest(self) -> Reading | None:
         """The newest that is whole."""
 
@@ -109,7 +113,7 @@ class Ledger:
             for name, thing in self._held.items():
                 writing.under(name)
                 thing.save(writing, name)
-            writing.close({"diary": self._diary.state()})
+            writing.close({"diary": self._diary.state(), "identity": self._shelf.identity})
             self._shelf.add(writing.folder, self._diary.global_step)
 
 

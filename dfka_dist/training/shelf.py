@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pyarrow import fs
 
-from dfka_dist.training.checkpoint import LASTING, BrokenCheckpoint, Reading
+from dfka_dist.training.checkpoint import LASTING, RUN, BrokenCheckpoint, Reading
 from dfka_dist.training.collectives import rank_and_size
 
 log = logging.getLogger(__name__)
@@ -28,23 +28,64 @@ _NAMED = re.compile(r"checkpoint-(\d{9})")
 class FolderShelf:
     """See `ledger.Shelf`.
 
+    Can be sent to another process.
+
     Args:
         uri: absolute path or `pyarrow.fs` URI of a folder, of this run alone.
         keep: how many of the newest stay.
+        identity: what may not differ when the run goes on.
+
+    Raises:
+        OSError, ValueError: there is no such kind of file system.
     """
 
-    def __init__(self, uri: str, keep: int) -> None:
+    def __init__(self, uri: str, keep: int, identity: dict[str, Any] | None = None) -> None:
+        self._uri, self._identity = uri, identity or {}
         local = "://" not in uri
         files, root = (fs.LocalFileSystem(), uri) if local else fs.FileSystem.from_uri(uri)
         self._files: Any = files
         self._root, self._keep = root.rstrip("/"), keep
         self._desk = tempfile.TemporaryDirectory(prefix="dfka-")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FolderShelf, (self._uri, self._keep, self._identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `ledger.Shelf`."""
+        return self._identity
+
+    def __str__(self) -> str:
+        # A URI can hold a password, which belongs in no message.
+        scheme, found, rest = self._uri.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}" if found else self._uri
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a disk, that other machines may not share."""
+        return bool(self._files.type_name == "local")
+
     def steps(self) -> list[int]:
         """Of all checkpoints, complete or not, in the order of time."""
         inside = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         found = (_NAMED.fullmatch(info.base_name) for info in inside)
         return sorted(int(match[1]) for match in found if match)
+
+    def told(self) -> dict[str, Any] | None:
+        """What the newest checkpoint says of its run, if that can be read."""
+        for step in reversed(self.steps()):
+            try:
+                with self._files.open_input_stream(f"{self._root}/{_name(step)}/{RUN}") as file:
+                    told: dict[str, Any] = json.loads(file.read())
+                    return told
+            except (OSError, ValueError):
+                continue
+        return None
+
+    def clear(self) -> None:
+        """Let all checkpoints go."""
+        if self._files.get_file_info(self._root).type != fs.FileType.NotFound:
+            self._files.delete_dir(self._root)
 
     def newest(self) -> Reading | None:
         """See `ledger.Shelf`; those that are broken are passed over, with a warning."""
@@ -80,7 +121,7 @@ class FolderShelf:
 
     def _taken_down(self, step: int) -> Reading:
         """A checkpoint on this machine's disk."""
-        place = self._root if self._files.type_name == "local" else self._desk.name
+        place = self._root if self.is_local else self._desk.name
         folder, lasting = Path(place) / _name(step), Path(place) / LASTING
         if place != self._root:
             self._get(f"{self._root}/{_name(step)}", folder)

@@ -1,0 +1,128 @@
+"""Whether a run goes on from its checkpoints, begins anew, or is another one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfka_dist.config import RunConfig
+from dfka_dist.errors import InputError
+from dfka_dist.models.sources import Weights
+from dfka_dist.training.shelf import FolderShelf
+
+log = logging.getLogger(__name__)
+
+KEY = "training.checkpoint.storage"
+OWN = "checkpoints"
+"""Folder of the checkpoints in the output folder, where no storage is given."""
+FREE = (
+    "archive",
+    "checkpoint",
+    "max_failures",
+    "report_every",
+    "threads",
+    "timeout",
+    "worker_cpus",
+    "worker_gpus",
+)
+"""What may change under `training` from one start of a run to the next."""
+
+
+def identity(config: RunConfig, weights: Mapping[str, Weights]) -> dict[str, Any]:
+    """What may not differ between two starts of the same run; it holds no place and no secret."""
+    whole = config.model_dump(mode="json")
+    serving, training = whole["serving"], whole["training"]
+    teachers = [
+        {key: value for key, value in teacher.items() if key != "weights"}
+        | {"sha256": weights[teacher["name"]].sha256}
+        for teacher in whole["teachers"]
+    ]
+    return {
+        "run": {"seed": config.run.seed},
+        "teachers": teachers,
+        "target": whole["target"],
+        "generator": whole["generator"],
+        "losses": whole["losses"],
+        "training": {k: v for k, v in training.items() if k not in FREE},
+        "serving": {key: serving[key] for key in ("precision", "wire")},
+    }
+
+
+def shelf_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShelf | None:
+    """Where the run's checkpoints lie; None if it keeps none.
+
+    Args:
+        folder: of its results.
+        own: its identity.
+
+    Raises:
+        InputError: there is no such kind of storage.
+    """
+    wanted = config.training.checkpoint
+    if not wanted.every or config.training.archive is not None:
+        return None
+    place = str(folder / OWN) if wanted.storage is None else wanted.storage.rstrip("/")
+    uri = place if wanted.storage is None else f"{place}/{config.run.name}"
+    try:
+        return FolderShelf(uri, wanted.keep, own)
+    except (OSError, ValueError) as error:
+        raise InputError(KEY, str(error), "a folder or a pyarrow.fs URI") from None
+
+
+def reachable(shelf: FolderShelf | None, config: RunConfig, nodes: int) -> FolderShelf | None:
+    """The same, if the workers reach it wherever they are; without a storage of its own, a run on
+    several nodes keeps no checkpoints.
+
+    Raises:
+        InputError: a storage is given that they do not reach.
+    """
+    wanted = config.training.checkpoint
+    if shelf is None or nodes == 1 or not shelf.is_local or wanted.shared:
+        return shelf
+    if wanted.storage is None:
+        log.warning("no checkpoints: %d nodes share no disk that is known (%s)", nodes, KEY)
+        return None
+    what = f"{shelf} is a path on each of {nodes} nodes for itself"
+    raise InputError(KEY, what, "a pyarrow.fs URI, or training.checkpoint.shared: true")
+
+
+def refuse_another(shelf: FolderShelf, own: Mapping[str, Any]) -> None:
+    """Make sure that the checkpoints that are there are of this run.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    told = shelf.told()
+    if told is None:
+        return
+    before, now = (dict(_flat(each)) for each in (told["identity"], own))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            what = f"is {now.get(key)} and was {before.get(key)} when the run began"
+            raise InputError(key, what, "the run as it was, or another run.name and --output")
+
+
+def refuse_existing(shelf: FolderShelf) -> None:
+    """Make sure that there are no checkpoints of an earlier run.
+
+    Raises:
+        InputError: there are some.
+    """
+    if shelf.steps():
+        what = f"{shelf} already holds checkpoints"
+        raise InputError(KEY, what, "--resume, --overwrite, or another run.name")
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    inner: Iterator[tuple[Any, Any]]
+    if isinstance(tree, Mapping):
+        inner = iter(tree.items())
+    elif isinstance(tree, list) and any(isinstance(each, Mapping) for each in tree):
+        inner = enumerate(tree)
+    else:
+        yield path, tree
+        return
+    for key, value in inner:
+        yield from _flat(value, f"{path}.{key}".lstrip("."))

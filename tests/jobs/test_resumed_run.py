@@ -1,0 +1,145 @@
+"""A run that was taken down goes on with the same command, and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from running import Ended, run, start
+
+PATIENCE = 400
+"""Seconds for a run to come to a checkpoint."""
+TRAINING = {
+    "steps": 30,
+    "rehearsal_steps": 30,
+    "fine_tune_steps": 10,
+    "batch_size": 8,
+    "report_every": 1,
+    "memory_megabytes": 1,
+    "probe_images": 64,
+    "checkpoint": {"every": 10},
+}
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def network(folder: Path) -> str:
+    """What came out, as a digest."""
+    return hashlib.sha256((folder / "target_net" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def steps(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["global_step"] for line in lines]
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    patience = time.monotonic() + PATIENCE
+    while not list(folder.glob("checkpoints/checkpoint-*/files-0.json")):
+        assert process.poll() is None and time.monotonic() < patience, process.communicate()
+        time.sleep(0.02)
+
+
+def trainers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of a run that train."""
+    inside = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in inside if any("RayTrainWorker" in part for part in p.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def place(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resumed")
+    write(folder, training=TRAINING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path) -> Path:
+    ended = run("amalgamate", "--config", place / "run.yaml", "--output", place / "undisturbed")
+    assert ended.code == 0, ended.err
+    return place / "undisturbed"
+
+
+@pytest.fixture(scope="module")
+def killed(place: Path) -> Path:
+    """The output folder of a run whose driver was killed behind its first checkpoint."""
+    folder = place / "killed"
+    process = start("amalgamate", "--config", place / "run.yaml", "--output", folder)
+    started: list[psutil.Process] = []
+    try:
+        wait_for_checkpoint(folder, process)
+        started = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    _, left = psutil.wait_procs(started, timeout=60)
+    for orphan in left:
+        orphan.kill()
+    assert not (folder / "result.json").exists()
+    return folder
+
+
+def again(place: Path, folder: Path, *more: str) -> Ended:
+    return run("amalgamate", "--config", place / "run.yaml", "--output", folder, *more)
+
+
+def test_without_being_told_to_go_on_a_run_refuses_what_is_there(place: Path, killed: Path) -> None:
+    refusal = again(place, killed).refusal
+    assert "already holds a run (another folder, --resume, or --overwrite)" in refusal
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("run.seed=1", "run.seed"),
+        ("target.labels=['0','2']", "target.labels"),
+        ("losses.batch_norm=3", "losses.batch_norm"),
+    ],
+)
+def test_another_run_does_not_go_on_from_there(
+    place: Path, killed: Path, change: str, key: str
+) -> None:
+    refusal = again(place, killed, "--resume", "--set", change).refusal
+    assert refusal.startswith(f"error: {key}: is ") and "when the run began" in refusal
+
+
+def test_a_run_whose_driver_was_killed_goes_on_with_the_same_command(
+    place: Path, killed: Path, undisturbed: Path
+) -> None:
+    ended = again(place, killed, "--resume", "--set", "training.checkpoint.every=7")
+    assert ended.code == 0, ended.err
+    assert network(killed) == network(undisturbed)
+    assert steps(killed) == steps(undisturbed)
+
+
+def test_a_run_that_is_over_has_nothing_left_to_do(place: Path, undisturbed: Path) -> None:
+    ended = again(place, undisturbed, "--resume")
+    assert (ended.code, ended.out) == (0, f"this run is over: {undisturbed / 'result.json'}\n")
+
+
+def test_a_run_whose_worker_was_killed_goes_on_by_itself(place: Path, undisturbed: Path) -> None:
+    folder = place / "worker"
+    process = start("amalgamate", "--config", place / "run.yaml", "--output", folder)
+    try:
+        wait_for_checkpoint(folder, process)
+        (trainer,) = trainers(process)
+        trainer.kill()
+        _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert network(folder) == network(undisturbed)
+
+
+def test_a_run_without_checkpoints_leaves_none(place: Path, tmp_path: Path) -> None:
+    short: list[Any] = ["training.checkpoint.every=0", "training.steps=2", "training.candidates=1"]
+    more = [word for change in short for word in ("--set", change)]
+    assert again(place, tmp_path / "none", *more).code == 0
+    assert not (tmp_path / "none" / "checkpoints").exists()
