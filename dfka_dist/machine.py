@@ -10,7 +10,7 @@ import threading
 
 import torch
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 """Numbers of glibc's, from malloc.h."""
 KEPT = 1 << 30
 """Bytes that a process keeps for the next batch; a single array above it is given back."""
@@ -40,7 +40,12 @@ def keep_freed_memory() -> bool:
     if is_set or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    wanted = ((M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, AHEAD), (M_MMAP_THRESHOLD, KEPT))
+    wanted = (
+        (M_TRIM_THRESHOLD, KEPT),
+        (M_TOP_PAD, AHEAD),
+        (M_MMAP_THRESHOLD, KEPT),
+        (M_ARENA_MAX, 1),  # what one thread freed is there for the other
+    )
     return all(libc.mallopt(*pair) for pair in wanted)
 
 

@@ -88,7 +88,7 @@ SEAMS = {
     "deepspeed": rooms("training/engines", "training/checkpoint"),
     "transformers": rooms("models/huggingface"),
     "huggingface_hub": rooms("models/huggingface"),
-    "pickle": rooms("models/sources"),  # for the name of its error
+    "pickle": rooms("models/sources", "training/checkpoint"),  # for the name of its error
 }
 """Where each outside library may be imported; ruff's per-file ignores let in all or none."""
 

@@ -1,0 +1,109 @@
+"""Files of a checkpoint: whole, or refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfka_dist.training.checkpoint import BrokenCheckpoint, Reading, Writing, refuse_code
+
+Harm = Callable[[Path], None]
+
+
+def written(place: Path, told: dict[str, dict[str, object]] | None = None) -> Path:
+    """A checkpoint of one worker, with one thing of its own and one that lasts."""
+    folder = place / "checkpoint"
+    writing = Writing(folder, place / "lasting", rank=0, size=1, told=told if told else {})
+    (writing.under("thing") / "a.txt").write_text("something")
+    writing.outlasting("part", lambda: {"x": torch.arange(3.0)})
+    writing.close({"step": 7})
+    return folder
+
+
+def opened(place: Path) -> Reading:
+    return Reading.opened(place / "checkpoint", place / "lasting")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    written(tmp_path)
+    reading = opened(tmp_path)
+    assert (reading.run["step"], reading.holds("thing"), reading.holds("other")) == (7, True, False)
+    assert reading.outlasting("part")["x"].tolist() == [0, 1, 2]
+
+
+def shorter(place: Path) -> None:
+    place.write_bytes(place.read_bytes()[:-1])
+
+
+def changed(place: Path) -> None:
+    data = bytearray(place.read_bytes())
+    data[-1] ^= 1
+    place.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [shorter, changed, Path.unlink])
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint/thing/a.txt", "checkpoint/run.json", "lasting/part.safetensors"],
+)
+def test_a_file_that_is_not_what_was_written_is_seen(tmp_path: Path, harm: Harm, name: str) -> None:
+    written(tmp_path)
+    harm(tmp_path / name)
+    with pytest.raises(BrokenCheckpoint):
+        opened(tmp_path)
+
+
+def test_a_checkpoint_that_one_of_two_workers_did_not_finish_is_seen(tmp_path: Path) -> None:
+    Writing(tmp_path / "checkpoint", tmp_path / "lasting", rank=0, size=2, told={}).under("thing")
+    writing = Writing(tmp_path / "checkpoint", tmp_path / "lasting", rank=0, size=2, told={})
+    writing.close({"step": 7})
+    with pytest.raises(BrokenCheckpoint, match="files-1"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname"])
+def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = written(tmp_path)
+    listed = json.loads((folder / "files-0.json").read_text())
+    listed["files"][name] = {"bytes": 1, "sha256": ""}
+    (folder / "files-0.json").write_text(json.dumps(listed))
+    with pytest.raises(BrokenCheckpoint, match="lies outside"):
+        opened(tmp_path)
+
+
+def test_what_outlasts_a_checkpoint_is_written_once(tmp_path: Path) -> None:
+    told: dict[str, dict[str, object]] = {"part.safetensors": {"bytes": 1, "sha256": "known"}}
+    written(tmp_path, told)
+    assert not (tmp_path / "lasting" / "part.safetensors").exists()
+
+
+class Code:
+    """A pickle that would call something."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("called",)
+
+
+def test_a_pickle_that_names_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"x": torch.ones(1), "code": Code()}, tmp_path / "shard.pt")
+    with pytest.raises(BrokenCheckpoint, match=r"shard\.pt is not what DeepSpeed writes"):
+        refuse_code(tmp_path, [])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_pickle_without_a_container_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shard.pt").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(BrokenCheckpoint):
+        refuse_code(tmp_path, [])
+
+
+def test_tensors_and_plain_values_are_no_code(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(1), "n": 3, "names": ["a"]}, tmp_path / "shard.pt")
+    refuse_code(tmp_path, [])

@@ -1,0 +1,97 @@
+"""Whether a run goes on, begins anew, or is another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfka_dist import resuming
+from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.errors import InputError
+from dfka_dist.models.sources import read_all_weights
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make(make_config: MakeConfig, make_teacher: Callable[..., TeacherSpec]) -> MakeConfig:
+    teachers = [make_teacher("one", "ab"), make_teacher("two", "cd")]
+    return lambda **sections: make_config(teachers, **sections)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    return resuming.identity(config, read_all_weights(config.teachers))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"checkpoint": {"every": 3, "keep": 5, "storage": "/elsewhere"}},
+        {"threads": 3},
+        {"timeout": 5.0},
+        {"report_every": 3},
+        {"max_failures": 0},
+    ],
+)
+def test_how_a_run_is_kept_and_driven_is_not_what_it_is(
+    make: MakeConfig, training: dict[str, Any]
+) -> None:
+    assert identity(make(training=training)) == identity(make())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"steps": 3}},
+        {"target": {"labels": ["a", "c"]}},
+        {"losses": {"l2": 0.5}},
+        {"serving": {"wire": "bf16"}},
+        {"generator": {"latent": 7}},
+    ],
+)
+def test_what_changes_the_result_makes_another_run(
+    make: MakeConfig, sections: dict[str, Any]
+) -> None:
+    assert identity(make(**sections)) != identity(make())
+
+
+def test_an_identity_names_no_place(make: MakeConfig) -> None:
+    config = make(training={"checkpoint": {"storage": "s3://key:secret@bucket"}})
+    assert "secret" not in str(identity(config)) and "weights" not in str(identity(config))
+
+
+@pytest.mark.parametrize("training", [{"checkpoint": {"every": 0}}, {"archive": "/somewhere"}])
+def test_a_run_may_keep_no_checkpoints(
+    make: MakeConfig, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    assert resuming.shelf_of(make(training=training), tmp_path, {}) is None
+
+
+def test_checkpoints_lie_with_the_results_or_in_the_storage_by_the_run_s_name(
+    make: MakeConfig, tmp_path: Path
+) -> None:
+    stored = make(training={"checkpoint": {"storage": "/store/"}})
+    places = [str(resuming.shelf_of(each, tmp_path, {})) for each in (make(), stored)]
+    assert places == [str(tmp_path / "checkpoints"), f"/store/{stored.run.name}"]
+
+
+def test_a_storage_that_is_none_is_refused(make: MakeConfig, tmp_path: Path) -> None:
+    config = make(training={"checkpoint": {"storage": "nowhere://x"}})
+    with pytest.raises(InputError, match=resuming.KEY):
+        resuming.shelf_of(config, tmp_path, {})
+
+
+def test_several_nodes_share_no_disk_unless_it_is_said(make: MakeConfig, tmp_path: Path) -> None:
+    own, stored, shared = (
+        make(training={"checkpoint": each})
+        for each in ({}, {"storage": "/store"}, {"storage": "/store", "shared": True})
+    )
+    shelves = [resuming.shelf_of(each, tmp_path, {}) for each in (own, stored, shared)]
+    assert resuming.reachable(shelves[0], own, 1) is shelves[0]
+    assert resuming.reachable(shelves[0], own, 2) is None
+    assert resuming.reachable(shelves[2], shared, 2) is shelves[2]
+    with pytest.raises(InputError, match=r"each of 2 nodes.*training\.checkpoint\.shared"):
+        resuming.reachable(shelves[1], stored, 2)
