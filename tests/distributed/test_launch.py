@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
+from dfka_dist.training.shelf import FolderShelf
 from distributed.conftest import MakePool, alive, left_since
 
 Tiny = Callable[..., RunConfig]
@@ -74,24 +77,25 @@ def teachers(two: list[TeacherSpec], make_pool: MakePool) -> Iterator[ServedTeac
 
 
 @pytest.fixture(scope="module")
-def launched_as(teachers: ServedTeachers, process_group: None) -> Callable[[RunConfig], Launched]:
-    def run(config: RunConfig) -> Launched:
+def launched_as(teachers: ServedTeachers, process_group: None) -> Callable[..., Launched]:
+    def run(config: RunConfig, shelf: FolderShelf | None = None) -> Launched:
         records: list[Record] = []
         before = alive()
-        outcome = launch.amalgamate(config, teachers, records.append)
+        outcome = launch.amalgamate(config, teachers, records.append, shelf=shelf)
         return Launched(config, outcome, records, left_since(before))
 
     return run
 
 
 @pytest.fixture(scope="module")
-def one_worker(tiny: Tiny, launched_as: Callable[[RunConfig], Launched]) -> Launched:
+def one_worker(tiny: Tiny, launched_as: Callable[..., Launched]) -> Launched:
     return launched_as(tiny())
 
 
 @pytest.fixture(scope="module")
-def two_workers(tiny: Tiny, launched_as: Callable[[RunConfig], Launched]) -> Launched:
-    return launched_as(tiny(workers=2, zero_stage=3, precision="bf16"))
+def two_workers(tiny: Tiny, launched_as: Callable[..., Launched], kept: FolderShelf) -> Launched:
+    every = {"checkpoint": {"every": 2}}
+    return launched_as(tiny(workers=2, zero_stage=3, precision="bf16", **every), kept)
 
 
 @pytest.fixture(scope="module", params=["one_worker", "two_workers"])
@@ -121,6 +125,29 @@ def test_served_teachers_make_the_network_that_local_ones_make(
     local = Amalgamator(one_worker.config, teachers, [].append).run()
     expected = flat(local.state)
     torch.testing.assert_close(flat(one_worker.outcome.state), expected, rtol=0, atol=1e-4)
+
+
+def test_two_workers_go_on_from_a_checkpoint_bit_for_bit(
+    two_workers: Launched, kept: FolderShelf, teachers: ServedTeachers, tmp_path: Path
+) -> None:
+    """In the middle of the first phase."""
+    shutil.copytree(str(kept), tmp_path / "kept")
+    shelf = FolderShelf(str(tmp_path / "kept"), keep=99)
+    for later in shelf.steps()[2:]:
+        shutil.rmtree(tmp_path / "kept" / f"checkpoint-{later:09}")
+    outcome = launch.amalgamate(two_workers.config, teachers, [].append, shelf=shelf)
+    expected = two_workers.outcome.state
+    assert all(outcome.state[key].equal(value) for key, value in expected.items())
+
+
+def test_checkpoints_are_made_every_so_many_steps_of_all_phases(kept: FolderShelf) -> None:
+    assert kept.steps() == [2, 4, 6, 8, 10]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> FolderShelf:
+    """All checkpoints of `two_workers`."""
+    return FolderShelf(str(tmp_path_factory.mktemp("kept")), keep=99)
 
 
 def flat(state: dict[str, Tensor]) -> Tensor:
