@@ -86,13 +86,21 @@ def killed(place: Path) -> Path:
     return folder
 
 
-def again(place: Path, folder: Path, *more: str) -> Ended:
-    return run("amalgamate", "--config", place / "run.yaml", "--output", folder, *more)
+@pytest.fixture
+def refused(call: Callable[..., Ended], place: Path, killed: Path) -> Callable[..., str]:
+    """The only line of the job, called with the killed run's folder."""
+
+    def refused(*more: str) -> str:
+        config = place / "run.yaml"
+        return call("amalgamate", "--config", config, "--output", killed, *more).refusal
+
+    return refused
 
 
-def test_without_being_told_to_go_on_a_run_refuses_what_is_there(place: Path, killed: Path) -> None:
-    refusal = again(place, killed).refusal
-    assert "already holds a run (another folder, --resume, or --overwrite)" in refusal
+def test_without_being_told_to_go_on_a_run_refuses_what_is_there(
+    refused: Callable[..., str],
+) -> None:
+    assert "already holds a run (another folder, --resume, or --overwrite)" in refused()
 
 
 @pytest.mark.parametrize(
@@ -104,10 +112,14 @@ def test_without_being_told_to_go_on_a_run_refuses_what_is_there(place: Path, ki
     ],
 )
 def test_another_run_does_not_go_on_from_there(
-    place: Path, killed: Path, change: str, key: str
+    refused: Callable[..., str], change: str, key: str
 ) -> None:
-    refusal = again(place, killed, "--resume", "--set", change).refusal
+    refusal = refused("--resume", "--set", change)
     assert refusal.startswith(f"error: {key}: is ") and "when the run began" in refusal
+
+
+def again(place: Path, folder: Path, *more: str) -> Ended:
+    return run("amalgamate", "--config", place / "run.yaml", "--output", folder, *more)
 
 
 def test_a_run_whose_driver_was_killed_goes_on_with_the_same_command(
@@ -119,8 +131,11 @@ def test_a_run_whose_driver_was_killed_goes_on_with_the_same_command(
     assert steps(killed) == steps(undisturbed)
 
 
-def test_a_run_that_is_over_has_nothing_left_to_do(place: Path, undisturbed: Path) -> None:
-    ended = again(place, undisturbed, "--resume")
+def test_a_run_that_is_over_has_nothing_left_to_do(
+    call: Callable[..., Ended], place: Path, undisturbed: Path
+) -> None:
+    config = place / "run.yaml"
+    ended = call("amalgamate", "--config", config, "--output", undisturbed, "--resume")
     assert (ended.code, ended.out) == (0, f"this run is over: {undisturbed / 'result.json'}\n")
 
 
