@@ -34,6 +34,8 @@ from dfka_dist.training.shelf import FolderShelf
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+PATIENCE = 15.0
+"""Seconds that all workers have to end when one has told why."""
 
 
 End = Outcome | DfkaError
@@ -109,7 +111,9 @@ def _watch(conductor: Any, running: Any, on_record: Callable[[Record], None]) ->
         records, end = ray.get(conductor.collect.remote())
         for record in records:
             on_record(record)
-        if isinstance(end, DfkaError):  # starting again would not help
+        if isinstance(end, DfkaError):
+            # The other workers have met the same, or wait for this one in vain.
+            ray.wait([running], timeout=PATIENCE)
             raise end
     story: str | None = ray.get(running)
     if isinstance(end, Outcome):
@@ -161,8 +165,9 @@ def _work(settings: dict[str, Any]) -> None:
         teachers, start, shelf = settings["given"]
         outcome = Amalgamator(config, teachers, inbox.post.remote, device, start, shelf).run()
     except DfkaError as error:
+        # It is no failure of Ray Train's, which would start the workers again.
         ray.get(inbox.end.remote(error))
-        raise
+        return
     if first:
         ray.get(inbox.end.remote(outcome))
 
