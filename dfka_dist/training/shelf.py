@@ -108,7 +108,7 @@ class FolderShelf:
         if size > 1:
             torch.distributed.barrier()
         if rank == 0:
-            self._tidy()
+            self._tidy(global_step)
 
     def _put(self, source: Path, place: str) -> None:
         """Move everything below a folder, its lists last."""
@@ -143,13 +143,15 @@ class FolderShelf:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BrokenCheckpoint(f"{folder.name}: {error}") from error
 
-    def _tidy(self) -> None:
-        """Older checkpoints go, and then what none needs any more."""
+    def _tidy(self, newest: int) -> None:
+        """Older checkpoints go, later ones that were passed over too, and then what none needs any
+        more."""
         steps = self.steps()
-        for step in steps[: -self._keep]:
+        kept = [step for step in steps if step <= newest][-self._keep :]
+        for step in set(steps) - set(kept):
             self._files.delete_dir(f"{self._root}/{_name(step)}")
         needed: set[str] = set()
-        for step in steps[-self._keep :]:
+        for step in kept:
             needed |= self._listed(step)
         inside = fs.FileSelector(f"{self._root}/{LASTING}", allow_not_found=True)
         for info in self._files.get_file_info(inside):

@@ -70,6 +70,16 @@ def test_one_that_is_broken_is_passed_over_with_a_warning(
     assert "passing over a checkpoint: checkpoint-000000030" in caplog.text
 
 
+def test_one_that_was_passed_over_takes_nobodys_place(
+    shelf: FolderShelf, root: Path, tmp_path: Path
+) -> None:
+    (root / "checkpoint-000000030" / "files-0.json").write_text("{")
+    newest = shelf.newest()
+    assert newest is not None
+    put(shelf, tmp_path, 25, ["b"], dict(newest.told))
+    assert shelf.steps() == [20, 25]
+
+
 def test_it_tells_whose_checkpoints_they_are(shelf: FolderShelf) -> None:
     told = shelf.told()
     assert told is not None and told["identity"] == {"seed": 3}
