@@ -58,9 +58,9 @@ class _Conductor:
 
     def fit(self, config: RunConfig, given: Given, storage: str) -> str | None:
         """Run the workers to their end; the whole story if they fail."""
-        inbox = ray.get_runtime_context().current_actor
+        own = ray.get_runtime_context().current_actor
         try:
-            _trainer(config, given, inbox, storage).fit()
+            _trainer(config, given, own, storage).fit()
         except Exception:  # the driver raises, and knows whether a worker has said more
             return traceback.format_exc()
         return None
@@ -73,6 +73,25 @@ class _Conductor:
 
     def collect(self) -> tuple[list[Record], End | None]:
         return [self._records.get() for _ in range(self._records.qsize())], self._end
+
+
+class _Inbox:
+    """A worker's way to the conductor; what is told arrives in the order in which it was told.
+
+    Ray promises no order to an actor of several threads.
+    """
+
+    def __init__(self, conductor: Any) -> None:
+        self._conductor = conductor
+        self._told: Any = []
+
+    def post(self, record: Record) -> None:
+        ray.get(self._told)  # has long arrived
+        self._told = self._conductor.post.remote(record)
+
+    def end(self, end: End) -> None:
+        ray.get(self._told)
+        ray.get(self._conductor.end.remote(end))
 
 
 def amalgamate(
@@ -124,10 +143,10 @@ def _watch(conductor: Any, running: Any, on_record: Callable[[Record], None]) ->
     raise RunFailed(f"the training workers failed: {reason}")
 
 
-def _trainer(config: RunConfig, given: Given, inbox: Any, storage: str) -> TorchTrainer:
+def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
     return TorchTrainer(
         _work,
-        train_loop_config={"config": dump(config), "given": given, "inbox": inbox},
+        train_loop_config={"config": dump(config), "given": given, "conductor": conductor},
         scaling_config=_scaling(config),
         run_config=TrainRunConfig(
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
@@ -160,16 +179,16 @@ def _work(settings: dict[str, Any]) -> None:
     machine.compute_with(training.threads or max(1, cores // training.workers))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
     first = ray.train.get_context().get_world_rank() == 0
-    inbox = settings["inbox"]
+    inbox = _Inbox(settings["conductor"])
     try:
         teachers, start, shelf = settings["given"]
-        outcome = Amalgamator(config, teachers, inbox.post.remote, device, start, shelf).run()
+        outcome = Amalgamator(config, teachers, inbox.post, device, start, shelf).run()
     except DfkaError as error:
         # It is no failure of Ray Train's, which would start the workers again.
-        ray.get(inbox.end.remote(error))
+        inbox.end(error)
         return
     if first:
-        ray.get(inbox.end.remote(outcome))
+        inbox.end(outcome)
 
 
 def _scaling(config: RunConfig) -> ScalingConfig:

@@ -39,9 +39,9 @@ _ROWS = 100  # rows of a sample sheet: a thousand labels would make a picture no
 class MetricsLog:
     """Records to `metrics.jsonl` and to TensorBoard event files in `tensorboard/`.
 
-    Opened on the folder of an earlier run it continues: `records` begins with what is there, and
-    whatever stands at or after the first new `global_step` is replaced, for a run that resumes from
-    a checkpoint goes through those steps again.
+    Opened on the folder of an earlier run it continues: `records` begins with what is there. A run
+    that resumes from a checkpoint goes through steps again, so a record replaces whatever stands at
+    or after its `global_step`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,7 +66,7 @@ class MetricsLog:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it is on disk (JSON) when this returns."""
         step = record["global_step"]
-        if self._writer is None:
+        if self._writer is None or (self.records and step <= self.records[-1]["global_step"]):
             self._open(step)
         assert self._writer is not None
         with self._path.open("a", encoding="utf-8") as file:
@@ -82,6 +82,8 @@ class MetricsLog:
         kept = [record for record in self.records if record["global_step"] < step]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
         purged = step if self.records else None
+        if self._writer is not None:
+            self._writer.close()
         self._writer = SummaryWriter(str(self._events), purge_step=purged)
         self.records = kept
 

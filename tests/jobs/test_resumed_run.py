@@ -151,3 +151,4 @@ def test_a_run_whose_worker_was_killed_goes_on_by_itself(place: Path, undisturbe
         process.kill()
     assert process.returncode == 0, err
     assert network(folder) == network(undisturbed)
+    assert steps(folder) == steps(undisturbed)

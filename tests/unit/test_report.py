@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,16 @@ def test_a_resumed_run_replaces_what_tensorboard_showed_of_later_steps(tmp_path:
         log.write(record(20, one_hot=9.0))
     with MetricsLog(tmp_path) as log:
         log.write(record(20, one_hot=1.0))
+    assert scalars(tmp_path, "joint/one_hot") == [(10, 0.5), (20, 1.0)]
+
+
+def test_steps_that_are_done_again_replace_what_is_there(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step, value in [(10, 0.5), (20, 9.0), (30, 9.0)]:
+            log.write(record(step, one_hot=value))
+        time.sleep(1.1)  # event files are read in the order of the second in their names
+        log.write(record(20, one_hot=1.0))
+    assert [r["global_step"] for r in log.records] == [10, 20]
     assert scalars(tmp_path, "joint/one_hot") == [(10, 0.5), (20, 1.0)]
 
 
