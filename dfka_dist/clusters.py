@@ -137,6 +137,11 @@ def nodes() -> list[NodeResources]:
     ]
 
 
+def draining() -> set[str]:
+    """Ids of the nodes that the cluster is about to take away."""
+    return set(ray._private.state.state.get_draining_nodes())  # as Ray Train's own watcher does
+
+
 def this_machine(config: RunConfig) -> list[NodeResources]:
     """The one node of a private cluster: CPUs as many as could be asked for, GPUs as many as there
     are."""

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import tempfile
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dfka_dist import machine
+from dfka_dist import clusters, machine
 from dfka_dist.config import RunConfig
-from dfka_dist.errors import DfkaError, RunFailed
+from dfka_dist.errors import DfkaError, Interrupted, RunFailed
 from dfka_dist.loading import dump, parse
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
@@ -55,6 +56,8 @@ class _Conductor:
     def __init__(self) -> None:
         self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._end: End | None = None
+        self._nodes: set[str] = set()
+        self._stops = False
 
     def fit(self, config: RunConfig, given: Given, storage: str) -> str | None:
         """Run the workers to their end; the whole story if they fail."""
@@ -71,8 +74,18 @@ class _Conductor:
     def end(self, end: End) -> None:
         self._end = self._end or end
 
-    def collect(self) -> tuple[list[Record], End | None]:
-        return [self._records.get() for _ in range(self._records.qsize())], self._end
+    def collect(self) -> tuple[list[Record], End | None, set[str]]:
+        records = [self._records.get() for _ in range(self._records.qsize())]
+        return records, self._end, self._nodes
+
+    def enter(self, node: str) -> None:
+        self._nodes.add(node)
+
+    def stop(self) -> None:
+        self._stops = True
+
+    def stops(self) -> bool:
+        return self._stops
 
 
 class _Inbox:
@@ -83,11 +96,23 @@ class _Inbox:
 
     def __init__(self, conductor: Any) -> None:
         self._conductor = conductor
-        self._told: Any = []
+        self._told = conductor.enter.remote(ray.get_runtime_context().get_node_id())
+        self._asked, self._asked_at = conductor.stops.remote(), time.monotonic()
+        self._stops = False
 
     def post(self, record: Record) -> None:
         ray.get(self._told)  # has long arrived
         self._told = self._conductor.post.remote(record)
+
+    def stopping(self) -> bool:
+        """Whether the run was told to stop; asks now and then, and never waits."""
+        if (
+            ray.wait([self._asked], timeout=0)[0]
+            and time.monotonic() - self._asked_at > POLL_SECONDS
+        ):
+            self._stops = ray.get(self._asked)
+            self._asked, self._asked_at = self._conductor.stops.remote(), time.monotonic()
+        return self._stops
 
     def end(self, end: End) -> None:
         ray.get(self._told)
@@ -100,6 +125,7 @@ def amalgamate(
     on_record: Callable[[Record], None],
     start: dict[str, torch.Tensor] | None = None,
     shelf: FolderShelf | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
@@ -110,37 +136,71 @@ def amalgamate(
         on_record: called in this process with each record; with some again after a restart.
         start: state of a target to go on with.
         shelf: of the run's checkpoints.
+        stopping: whether workers are to make a checkpoint and stop; a node of theirs that the
+            cluster is about to take away says so too.
 
     Raises:
+        Interrupted: they were stopped.
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
     conductor = ray.remote(_Conductor).options(num_cpus=0, max_concurrency=2).remote()
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
             running = conductor.fit.remote(config, (teachers, start, shelf), storage)
-            return _watch(conductor, running, on_record)
+            grace = config.training.checkpoint.grace
+            return _Watch(conductor, running, stopping, grace).to_the_end(on_record)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
 
 
-def _watch(conductor: Any, running: Any, on_record: Callable[[Record], None]) -> Outcome:
-    over = False
-    while not over:
-        over = bool(ray.wait([running], timeout=POLL_SECONDS)[0])
-        records, end = ray.get(conductor.collect.remote())
-        for record in records:
-            on_record(record)
-        if isinstance(end, DfkaError):
-            # The other workers have met the same, or wait for this one in vain.
-            ray.wait([running], timeout=PATIENCE)
-            raise end
-    story: str | None = ray.get(running)
-    if isinstance(end, Outcome):
-        return end
+class _Watch:
+    """The driver's eyes on the workers.
+
+    Args:
+        running: what `_Conductor.fit` will return.
+        stopping: see `amalgamate`.
+        grace: seconds between the word to stop and the end.
+    """
+
+    def __init__(
+        self, conductor: Any, running: Any, stopping: Callable[[], bool], grace: float
+    ) -> None:
+        self._conductor, self._running, self._stopping = conductor, running, stopping
+        self._grace = grace
+        self._latest: float | None = None
+
+    def to_the_end(self, on_record: Callable[[Record], None]) -> Outcome:
+        """See `amalgamate`."""
+        over = False
+        while not over:
+            over = bool(ray.wait([self._running], timeout=POLL_SECONDS)[0])
+            records, end, nodes = ray.get(self._conductor.collect.remote())
+            for record in records:
+                on_record(record)
+            if isinstance(end, DfkaError):
+                # The other workers have met the same, or wait for this one in vain.
+                ray.wait([self._running], timeout=PATIENCE)
+                raise end
+            self._stop_if_told(nodes)
+        if isinstance(end, Outcome):
+            return end
+        raise _failed(ray.get(self._running))
+
+    def _stop_if_told(self, nodes: set[str]) -> None:
+        if self._latest is not None:
+            if time.monotonic() > self._latest:
+                raise Interrupted(f"stopped; no checkpoint was made within {self._grace:g} s")
+        elif self._stopping() or nodes & clusters.draining():
+            log.warning("the run is to stop: making a checkpoint")
+            self._latest = time.monotonic() + self._grace
+            self._conductor.stop.remote()
+
+
+def _failed(story: str | None) -> RunFailed:
     if story is not None:
         log.error("%s", story)
     reason = story.strip().splitlines()[-1] if story else "they ended without a result"
-    raise RunFailed(f"the training workers failed: {reason}")
+    return RunFailed(f"the training workers failed: {reason}")
 
 
 def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
@@ -182,7 +242,8 @@ def _work(settings: dict[str, Any]) -> None:
     inbox = _Inbox(settings["conductor"])
     try:
         teachers, start, shelf = settings["given"]
-        outcome = Amalgamator(config, teachers, inbox.post, device, start, shelf).run()
+        made = Amalgamator(config, teachers, inbox.post, device, start, shelf, inbox.stopping)
+        outcome = made.run()
     except DfkaError as error:
         # It is no failure of Ray Train's, which would start the workers again.
         inbox.end(error)

@@ -184,7 +184,10 @@ def _run(
 
         with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):
             progress.message("starting the trainer")
-            outcome = launch.amalgamate(config, teachers, on_record, ready.start, shelf)
+            with _stoppable(shelf, progress) as stopping:
+                outcome = launch.amalgamate(
+                    config, teachers, on_record, ready.start, shelf, stopping
+                )
             progress.message("scoring")
             asked = in_parts(teachers.exact(), config.training.micro_batch)
             scorer = Scorer([] if config.is_teacherless else ready.data, asked)
@@ -197,6 +200,22 @@ def _run(
         by_label = config.training.sampled_labels
         results.write(folder, found, outcome, log, configuration, by_label=by_label)
     _say(found, folder)
+
+
+@contextmanager
+def _stoppable(shelf: FolderShelf | None, progress: Progress) -> Iterator[Callable[[], bool]]:
+    """Whether the run is to stop with a checkpoint; without any, a signal ends it at once."""
+    if shelf is None:
+        yield lambda: False
+        return
+    with commandline.patient() as asked:
+
+        def stopping() -> bool:
+            if asked():
+                progress.message("stopping with a checkpoint; once more ends it at once")
+            return asked()
+
+        yield stopping
 
 
 @contextmanager

@@ -96,6 +96,8 @@ class CheckpointSpec(Node):
     storage: str | None = None
     """Folder or pyarrow.fs URI that all workers reach; the run's are in a folder of its name there.
     Without it they lie in the output folder, if the cluster has one node."""
+    grace: Seconds = 60.0
+    """For a run that is told to stop, to come to the end of a step and make one more."""
     shared: bool = False
     """A storage that is a local path is the same disk on all nodes."""
 

@@ -28,6 +28,7 @@ class Amalgamator:
         device: of the networks.
         start: state of the target to go on with, in the recipe distill.
         shelf: of its checkpoints: the run goes on from the newest.
+        stopping: whether this worker was told to make a checkpoint and stop; asked at every step.
     """
 
     def __init__(
@@ -38,12 +39,18 @@ class Amalgamator:
         device: torch.device | None = None,
         start: State | None = None,
         shelf: Shelf | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._workshop = Workshop(config, teachers, report, device or torch.device("cpu"), shelf)
+        here = device or torch.device("cpu")
+        self._workshop = Workshop(config, teachers, report, here, shelf, stopping)
         self._recipe = Recipe(self._workshop, start)
 
     def run(self) -> Outcome:
-        """The whole run."""
+        """The whole run.
+
+        Raises:
+            Interrupted: it was told to stop.
+        """
         with self._workshop.archiving():
             learned = self._recipe.run()
         finished = Finishing(self._workshop).run(learned)

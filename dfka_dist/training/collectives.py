@@ -47,6 +47,33 @@ def global_mean(value: Tensor) -> Tensor:
     return mean
 
 
+class Vote:
+    """Whether any worker says yes, known to all of them one turn later, so that nobody waits.
+
+    Args:
+        device: of the process group's tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._said: tuple[Tensor, Any] | None = None
+
+    def cast(self, yes: bool) -> bool:
+        """Say this worker's word; every worker calls.
+
+        Returns:
+            whether any said yes the last time; a worker that is alone hears itself at once.
+        """
+        if rank_and_size()[1] == 1:
+            return yes
+        before, said = self._said, torch.tensor(float(yes), device=self._device)
+        self._said = said, dist.all_reduce(said, dist.ReduceOp.MAX, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])
+
+
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
     """Make the floating-point buffers (BatchNorm statistics) of all workers their mean."""

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from dfka_dist.errors import Interrupted
 from dfka_dist.training.checkpoint import Reading, State, Told, Writing, read_state, write_state
-from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.collectives import Vote, rank_and_size
 from dfka_dist.training.diary import Diary
 
 
@@ -51,10 +54,20 @@ class Ledger:
     Args:
         every: steps of the whole run between two checkpoints.
         shelf: None for a run that keeps no checkpoints.
+        stopping: whether this worker was told to stop.
+        vote: on that, of all workers.
     """
 
-    def __init__(self, diary: Diary, every: int, shelf: Shelf | None = None) -> None:
+    def __init__(
+        self,
+        diary: Diary,
+        every: int,
+        shelf: Shelf | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+        vote: Vote | None = None,
+    ) -> None:
         self._diary, self._every, self._shelf = diary, every, shelf
+        self._stopping, self._vote = stopping, vote or Vote(torch.device("cpu"))
         self._held: dict[str, Held] = {"results": Results()}
         self._told: dict[str, Told] = {}
         self._resumed = shelf.newest() if shelf else None
@@ -103,18 +116,29 @@ class Ledger:
             yield Phase(self, range(done, steps), settle)
 
     def made(self, settle: Callable[[], None]) -> None:
-        """A step is over: make a checkpoint, if it is time."""
-        if self._shelf is None or self._diary.global_step % self._every:
+        """A step is over: make a checkpoint, if it is time or the run is to stop.
+
+        Raises:
+            Interrupted: it is to stop; on every worker.
+        """
+        if self._shelf is None:
             return
-        settle()
+        step, stops = self._diary.global_step, self._vote.cast(self._stopping())
+        if stops or step % self._every == 0:
+            settle()
+            self._write(self._shelf)
+        if stops:
+            raise Interrupted(f"stopped with a checkpoint at step {step}; --resume goes on there")
+
+    def _write(self, shelf: Shelf) -> None:
         rank, size = rank_and_size()
         with tempfile.TemporaryDirectory(prefix="dfka-") as place:
-            writing = Writing(Path(place), self._shelf.lasting(), rank, size, self._told)
+            writing = Writing(Path(place), shelf.lasting(), rank, size, self._told)
             for name, thing in self._held.items():
                 writing.under(name)
                 thing.save(writing, name)
-            writing.close({"diary": self._diary.state(), "identity": self._shelf.identity})
-            self._shelf.add(writing.folder, self._diary.global_step)
+            writing.close({"diary": self._diary.state(), "identity": shelf.identity})
+            shelf.add(writing.folder, self._diary.global_step)
 
 
 class Phase:

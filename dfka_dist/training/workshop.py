@@ -17,7 +17,7 @@ from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.micro import in_parts
 from dfka_dist.training.branching import Branching, build_target
-from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.collectives import Vote, rank_and_size
 from dfka_dist.training.diary import Diary, Record
 from dfka_dist.training.draws import Drawn, Draws
 from dfka_dist.training.engines import Engine, fitting
@@ -40,6 +40,7 @@ class Workshop:
         report: is given records, on rank 0.
         device: of the networks.
         shelf: of its checkpoints; None for none.
+        stopping: whether this worker was told to make one and stop.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Workshop:
         report: Callable[[Record], None],
         device: torch.device,
         shelf: Shelf | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         teachers = in_parts(teachers, config.training.micro_batch)
         self.config, self.teachers, self.device = config, teachers, device
@@ -63,7 +65,8 @@ class Workshop:
         self.panel = Panel(config, teachers, self.columns, asked_in)
         self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.diary = Diary(config.training, teachers, None if rank else report)
-        self.ledger = Ledger(self.diary, config.training.checkpoint.every, shelf)
+        every = config.training.checkpoint.every
+        self.ledger = Ledger(self.diary, every, shelf, stopping, Vote(device))
         self.probe = ProbeSet(self.panel)
         self.archive: ArchiveWriter | None = None
 

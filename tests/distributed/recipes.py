@@ -91,6 +91,7 @@ def run(
         losses: Any = None,
         shelf: Shelf | None = None,
         tell: Callable[[Record], None] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
         **training: Any,
     ) -> Ran:
         config = make_config(
@@ -104,7 +105,7 @@ def run(
         )
         teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in strangers})
         records: list[Record] = []
-        made = Amalgamator(config, teachers, tell or records.append, shelf=shelf)
+        made = Amalgamator(config, teachers, tell or records.append, shelf=shelf, stopping=stopping)
         return Ran(name, made.run(), records)
 
     return run

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfka_dist import launch
 from dfka_dist.config import RunConfig, TeacherSpec
-from dfka_dist.errors import TeacherUnavailable
+from dfka_dist.errors import Interrupted, TeacherUnavailable
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -152,6 +152,19 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> FolderShelf:
 
 def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
+
+
+def test_two_workers_that_are_told_to_stop_make_a_checkpoint_and_end(
+    tiny: Tiny, teachers: ServedTeachers, process_group: None, tmp_path: Path
+) -> None:
+    before = alive()
+    shelf, told = FolderShelf(str(tmp_path), keep=1), list[Record]()
+    config = tiny(workers=2, steps=100_000, rehearsal_steps=0)
+    with pytest.raises(Interrupted, match="with a checkpoint at step ") as ended:
+        launch.amalgamate(config, teachers, told.append, shelf=shelf, stopping=lambda: bool(told))
+    (step,) = shelf.steps()
+    assert f" {step};" in str(ended.value) and shelf.newest() is not None
+    assert left_since(before) == set()
 
 
 def test_two_workers_that_lose_a_teacher_end_soon_and_say_which(

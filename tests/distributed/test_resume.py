@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dfka_dist.errors import Interrupted
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.shelf import FolderShelf
@@ -18,7 +19,7 @@ from distributed.recipes import PHASES, Ran, Run
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-class Interrupted(Exception):
+class Struck(Exception):
     """What takes a run down in the middle."""
 
 
@@ -27,7 +28,7 @@ def interrupting(at: int) -> Callable[[Record], None]:
 
     def tell(record: Record) -> None:
         if record["global_step"] == at:
-            raise Interrupted
+            raise Struck
 
     return tell
 
@@ -67,7 +68,7 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
     for at in itertools.count(2, 3):
         try:
             done = run(ran.name, shelf=shelf(tmp_path), tell=interrupting(at), **settings).outcome
-        except Interrupted:
+        except Struck:
             assert at <= steps_of(ran)
             continue
         break
@@ -79,8 +80,18 @@ def test_a_run_goes_on_bit_for_bit_wherever_it_was_interrupted(
 def test_a_run_between_two_checkpoints_goes_on_from_the_earlier(run: Run, tmp_path: Path) -> None:
     undisturbed = run("noise", report_every=1)
     settings: dict[str, Any] = {"report_every": 1, "checkpoint": {"every": 3}}
-    with pytest.raises(Interrupted):
+    with pytest.raises(Struck):
         run("noise", shelf=shelf(tmp_path), tell=interrupting(8), **settings)
     again = run("noise", shelf=shelf(tmp_path), **settings)
     assert [each["global_step"] for each in again.records] == [*range(1, steps_of(undisturbed) + 1)]
     assert same(again.outcome, undisturbed.outcome)
+
+
+def test_a_run_that_is_told_to_stop_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"checkpoint": {"every": 1000}}
+    steps = itertools.count(1)
+    with pytest.raises(Interrupted, match="stopped with a checkpoint at step 4; --resume"):
+        run("noise", shelf=shelf(tmp_path), stopping=lambda: next(steps) == 4, **settings)
+    assert shelf(tmp_path).steps() == [4]
+    again = run("noise", shelf=shelf(tmp_path), **settings)
+    assert same(again.outcome, run("noise").outcome)

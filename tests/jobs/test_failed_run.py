@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -66,6 +67,8 @@ class Stopped:
     """From the signal to the end."""
     left: list[psutil.Process]
     """Of what it had started."""
+    how: Callable[..., None]
+    checkpoints: list[str]
 
 
 def ctrl_c(process: subprocess.Popen[str]) -> None:
@@ -78,7 +81,17 @@ def preemption(process: subprocess.Popen[str]) -> None:
     process.terminate()
 
 
-@pytest.fixture(scope="module", params=[ctrl_c, preemption], ids=lambda stop: stop.__name__)
+def ctrl_c_twice(process: subprocess.Popen[str]) -> None:
+    """Of somebody who does not want to wait for a checkpoint."""
+    ctrl_c(process)
+    time.sleep(0.7)  # Ray hears a signal now and then; two at a time are one
+    ctrl_c(process)
+
+
+STOPS = [ctrl_c, preemption, ctrl_c_twice]
+
+
+@pytest.fixture(scope="module", params=STOPS, ids=lambda stop: stop.__name__)
 def stopped(
     request: pytest.FixtureRequest,
     write: Callable[..., Path],
@@ -101,7 +114,8 @@ def stopped(
     finally:
         process.kill()
     _, left = psutil.wait_procs(started, timeout=10)
-    yield Stopped(Ended(process.returncode, out, err), seconds, left)
+    made = [p.name for p in place.glob("run/checkpoints/checkpoint-*")]
+    yield Stopped(Ended(process.returncode, out, err), seconds, left, request.param, made)
     for orphan in left:
         orphan.kill()
 
@@ -127,5 +141,15 @@ def test_a_run_that_is_stopped_leaves_no_process(stopped: Stopped) -> None:
 
 def test_a_run_that_is_stopped_says_so_and_nothing_else(stopped: Stopped) -> None:
     lines = stopped.ended.err.splitlines()
-    strange = [line for line in lines if not line.startswith("tiny: ")]
-    assert strange == ["error: stopped"]
+    (said,) = [line for line in lines if not line.startswith("tiny: ")]
+    kept = r"error: stopped with a checkpoint at step \d+; --resume goes on there"
+    at_once = "|error: stopped" if stopped.how is ctrl_c_twice else ""
+    assert re.fullmatch(kept + at_once, said)
+
+
+def test_a_run_that_is_stopped_leaves_the_checkpoint_that_it_speaks_of(stopped: Stopped) -> None:
+    step = re.search(r"at step (\d+);", stopped.ended.err)
+    if step is None:
+        assert stopped.how is ctrl_c_twice
+    else:
+        assert stopped.checkpoints == [f"checkpoint-{int(step[1]):09}"]
