@@ -26,6 +26,7 @@ FREE = (
     "timeout",
     "worker_cpus",
     "worker_gpus",
+    "workers",
 )
 """What may change under `training` from one start of a run to the next."""
 

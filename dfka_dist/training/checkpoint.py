@@ -102,10 +102,10 @@ class Reading:
             BrokenCheckpoint: a file is missing, or not what was written.
         """
         try:
-            run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+            run = read_json(folder / RUN)
             told: dict[str, Told] = {}
             for rank in range(int(run["workers"])):
-                listed = json.loads((folder / f"files-{rank}.json").read_text(encoding="utf-8"))
+                listed = read_json(folder / f"files-{rank}.json")
                 told |= listed["lasting"]
                 for place, files in ((folder, "files"), (lasting, "lasting")):
                     for name, each in listed[files].items():
@@ -113,6 +113,11 @@ class Reading:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BrokenCheckpoint(f"{folder.name}: {error}") from error
         return cls(folder, lasting, run, told)
+
+    @property
+    def workers(self) -> int:
+        """That wrote it."""
+        return int(self.run["workers"])
 
     def holds(self, name: str) -> bool:
         """Whether something was held under a name."""
@@ -158,6 +163,11 @@ def under(state: State, prefix: str) -> State:
 def write_json(place: Path, value: dict[str, Any]) -> None:
     """A mapping as a JSON file."""
     place.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(place: Path) -> Any:
+    """The inverse of `write_json`."""
+    return json.loads(place.read_text(encoding="utf-8"))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 from dfka_dist.config import Precision
 from dfka_dist.models.dual import untracked
+from dfka_dist.training import universal
 from dfka_dist.training.checkpoint import Reading, Writing, read_state, refuse_code, write_state
 from dfka_dist.training.collectives import rank_and_size
 
@@ -103,13 +104,26 @@ class Engine:
         write_state(place / f"buffers-{writing.rank}.safetensors", dict(self._buffers))
 
     def restore(self, reading: Reading, name: str) -> None:
-        """Become what was saved, with as many workers; a collective."""
+        """Become what was saved; a collective.
+
+        Saved by another number of workers, parameters and moments are shared out anew, and buffers
+        are what `average_buffers` would have made of theirs.
+        """
         place = reading.folder / name
         refuse_code(place, HARMLESS)
-        self._engine.load_checkpoint(str(place), tag=TAG)
-        saved = read_state(place / f"buffers-{rank_and_size()[0]}.safetensors")
+        rank, size = rank_and_size()
+        if reading.workers == size:
+            self._engine.load_checkpoint(str(place), tag=TAG)
+            saved = [read_state(place / f"buffers-{rank}.safetensors")]
+        else:
+            universal.load(self._engine, place, TAG)
+            ranks = range(reading.workers)
+            saved = [read_state(place / f"buffers-{each}.safetensors") for each in ranks]
         for key, buffer in self._buffers:
-            buffer.copy_(saved[key])
+            if buffer.is_floating_point():
+                buffer.copy_(torch.stack([own[key] for own in saved]).mean(0))
+            else:
+                buffer.copy_(saved[0][key])
 
     @property
     def _buffers(self) -> list[tuple[str, Tensor]]:

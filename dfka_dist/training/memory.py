@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from dfka_dist.training.checkpoint import Reading, Writing, under, write_json
+from dfka_dist.training.checkpoint import Reading, Writing, read_json, under, write_json
 from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.streams import Streams
 
@@ -103,32 +102,55 @@ class SampleMemory:
             self._parts.append(range(max(since, self._added - self._slots), self._added))
         self._parts = [part for part in self._parts if part.stop > self._added - self._slots]
         for part in self._parts:
-            writing.outlasting(self._named(name, part), partial(self._steps, part))
+            named = _named(name, writing.rank, writing.size, part)
+            writing.outlasting(named, partial(self._steps, part))
         own = {"added": self._added, "parts": [[part.start, part.stop] for part in self._parts]}
         write_json(writing.under(name) / f"{writing.rank}.json", own)
 
     def restore(self, reading: Reading, name: str) -> None:
-        """Remember what was saved by as many workers."""
-        rank, _ = rank_and_size()
-        told = json.loads((reading.folder / name / f"{rank}.json").read_text(encoding="utf-8"))
-        self._parts = [range(*part) for part in told["parts"]]
-        for part in self._parts:
-            saved = reading.outlasting(self._named(name, part))
-            logits = under(saved, "logits.")
-            for step, images in enumerate(saved["images"]):
-                self._added = part.start + step
-                said = {key: value[step] for key, value in logits.items()}
-                self.add(Labelled(images, said, saved["homes"]))
-        self._added = int(told["added"])
+        """Remember what was saved; by another number of workers, of every batch the columns that
+        are this one's now."""
+        rank, size = rank_and_size()
+        same = reading.workers == size
+        ranks = [rank] if same else list(range(reading.workers))
+        told = [read_json(reading.folder / name / f"{each}.json") for each in ranks]
+        own = slice(None) if same else slice(self.columns.start, self.columns.stop)
+        parts = [range(*part) for part in told[0]["parts"]]
+        for part in parts:
+            names = [_named(name, each, reading.workers, part) for each in ranks]
+            self._recall(part, [reading.outlasting(each) for each in names], own)
+        self._added = int(told[0]["added"])
+        self._parts = parts if same else []
+        if parts:
+            self._fill(parts[0].start)
 
-    def _named(self, name: str, part: range) -> str:
-        return f"{name}-{rank_and_size()[0]}-{part.start}-{part.stop}"
+    def _recall(self, part: range, saved: list[dict[str, Tensor]], own: slice) -> None:
+        homes = torch.cat([each["homes"] for each in saved])[own]
+        whole = {
+            k: torch.cat([each[k] for each in saved], 1)[:, own]
+            for k in saved[0].keys() - {"homes"}
+        }
+        logits = under(whole, "logits.")
+        for index, step in enumerate(part):
+            self._added = step
+            said = {key: value[index] for key, value in logits.items()}
+            self.add(Labelled(whole["images"][index], said, homes))
+
+    def _fill(self, first: int) -> None:
+        """Have room for no step before the first, where other workers had less."""
+        for step in range(max(0, self._added - self._slots), first):
+            for kept in self._kept:
+                kept[step % self._slots] = kept[first % self._slots]
 
     def _steps(self, part: range) -> dict[str, Tensor]:
         assert self._images is not None
         slots = torch.tensor(part) % self._slots
         own = {"images": self._images[slots], "homes": self._homes}
         return own | {f"logits.{key}": kept[slots] for key, kept in self._logits.items()}
+
+    @property
+    def _kept(self) -> list[Tensor]:
+        return [] if self._images is None else [self._images, *self._logits.values()]
 
     @property
     def _slots(self) -> int:
@@ -156,3 +178,7 @@ class SampleMemory:
         # Pages are not there before they are written.
         self._images = torch.empty(slots, *batch.images.shape, dtype=torch.float16, device=device)
         self._logits = {n: v.new_empty(slots, *v.shape) for n, v in batch.logits.items()}
+
+
+def _named(name: str, rank: int, size: int, part: range) -> str:
+    return f"{name}-{rank}-of-{size}-{part.start}-{part.stop}"

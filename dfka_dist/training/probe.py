@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from dfka_dist.evaluation import agreement_and_coverage, merge
 from dfka_dist.losses import probabilities
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import Wanted
-from dfka_dist.training.checkpoint import Reading, Writing, write_json
+from dfka_dist.training.checkpoint import Reading, Writing, read_json, write_json
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel, answered
 
@@ -60,7 +59,7 @@ class ProbeSet:
 
     def restore(self, reading: Reading, name: str) -> None:
         """Have the parts that were saved."""
-        told = json.loads((reading.folder / name / "parts.json").read_text(encoding="utf-8"))
+        told = read_json(reading.folder / name / "parts.json")
         parts = [reading.outlasting(f"{name}-{index}") for index in range(told["parts"])]
         self._parts = [(part["images"], part["homes"]) for part in parts]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.training.branching import build_target
-from dfka_dist.training.checkpoint import Reading, State, Writing, under, write_json
+from dfka_dist.training.checkpoint import Reading, State, Writing, read_json, under, write_json
 
 
 @dataclass
@@ -100,6 +99,6 @@ class Candidates:
 
     def restore(self, reading: Reading, name: str) -> None:
         """See `Held`."""
-        told = json.loads((reading.folder / name / "names.json").read_text(encoding="utf-8"))
+        told = read_json(reading.folder / name / "names.json")
         states = [reading.outlasting(f"{name}-{index}") for index in range(len(told["names"]))]
         self.named = list(zip(told["names"], map(DualState.of_flat, states), strict=True))

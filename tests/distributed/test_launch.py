@@ -127,14 +127,34 @@ def test_served_teachers_make_the_network_that_local_ones_make(
     torch.testing.assert_close(flat(one_worker.outcome.state), expected, rtol=0, atol=1e-4)
 
 
-def test_two_workers_go_on_from_a_checkpoint_bit_for_bit(
-    two_workers: Launched, kept: FolderShelf, teachers: ServedTeachers, tmp_path: Path
-) -> None:
-    """In the middle of the first phase."""
+@pytest.fixture
+def halfway(two_workers: Launched, kept: FolderShelf, tmp_path: Path) -> FolderShelf:
+    """The checkpoints of `two_workers` in the middle of their first phase."""
     shutil.copytree(str(kept), tmp_path / "kept")
     shelf = FolderShelf(str(tmp_path / "kept"), keep=99)
     for later in shelf.steps()[2:]:
         shutil.rmtree(tmp_path / "kept" / f"checkpoint-{later:09}")
+    return shelf
+
+
+def test_one_worker_goes_on_from_a_checkpoint_of_two(
+    two_workers: Launched, halfway: FolderShelf, tiny: Tiny, teachers: ServedTeachers
+) -> None:
+    """Batches, weights and memory are the same; BatchNorm sees other parts of a batch."""
+    told: list[Record] = []
+    config = tiny(workers=1, zero_stage=3, precision="bf16")
+    outcome = launch.amalgamate(config, teachers, told.append, shelf=halfway)
+    assert [record["phase"] for record in told] == [r["phase"] for r in two_workers.records]
+    ends, expected = told[-1]["losses"], two_workers.records[-1]["losses"]
+    assert ends["distill"] == pytest.approx(expected["distill"], rel=0.01)
+    difference = flat(outcome.state) - flat(two_workers.outcome.state)
+    assert difference.norm() < 0.01 * flat(outcome.state).norm()
+
+
+def test_two_workers_go_on_from_a_checkpoint_bit_for_bit(
+    two_workers: Launched, halfway: FolderShelf, teachers: ServedTeachers
+) -> None:
+    shelf = halfway
     outcome = launch.amalgamate(two_workers.config, teachers, [].append, shelf=shelf)
     expected = two_workers.outcome.state
     assert all(outcome.state[key].equal(value) for key, value in expected.items())

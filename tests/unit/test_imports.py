@@ -85,7 +85,7 @@ SEAMS = {
         *(f"teachers/{m}" for m in ("server", "served", "routing", "answers", "pool", "meters")),
         *(f"benchmarks/serving/{m}" for m in ("scale", "traffic")),
     ),
-    "deepspeed": rooms("training/engines", "training/checkpoint"),
+    "deepspeed": rooms("training/engines", "training/universal"),
     "transformers": rooms("models/huggingface"),
     "huggingface_hub": rooms("models/huggingface"),
     "pickle": rooms("models/sources", "training/checkpoint"),  # for the name of its error

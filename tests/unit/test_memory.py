@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfka_dist.training.checkpoint import Reading, Writing
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.streams import Streams
 
@@ -129,3 +132,51 @@ def test_homes_stay_with_their_columns() -> None:
     joined = Labelled.joined(memory.newest(1, 2), memory.draw("x", 0))
     columns = torch.tensor([column for _, column in whence(joined)])
     assert torch.equal(joined.homes, columns // 2 % 2)
+
+
+# handed over to other workers
+
+
+def halves() -> list[range]:
+    return [range(BATCH // 2), range(BATCH // 2, BATCH)]
+
+
+def left_by(memories: list[SampleMemory], place: Path) -> Reading:
+    """What several workers save together."""
+    (place / "now").mkdir()
+    size = len(memories)
+    for rank, memory in enumerate(memories):
+        writing = Writing(place / "now", place / "lasting", rank, size, {})
+        memory.save(writing, "memory")
+        writing.close({})
+    return Reading.opened(place / "now", place / "lasting")
+
+
+@pytest.mark.parametrize("steps", [0, 3, 10])
+def test_one_worker_remembers_what_two_did(steps: int, tmp_path: Path) -> None:
+    told = left_by([filled(steps, half) for half in halves()], tmp_path)
+    memory, alone = filled(0), filled(steps)
+    memory.restore(told, "memory")
+    assert len(memory) == len(alone)
+    if steps:
+        assert memory.draw("x", 1).images.equal(alone.draw("x", 1).images)
+        assert memory.draw("x", 1).homes.equal(alone.draw("x", 1).homes)
+
+
+def test_a_memory_that_was_handed_over_is_saved_anew(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    memory, again = filled(0), filled(0)
+    memory.restore(left_by([filled(6, half) for half in halves()], tmp_path / "first"), "memory")
+    memory.add(batch(6))
+    again.restore(left_by([memory], tmp_path / "second"), "memory")
+    assert again.draw("x", 1).images.equal(filled(7).draw("x", 1).images)
+
+
+def test_room_for_steps_that_others_had_no_room_for_holds_no_noise(tmp_path: Path) -> None:
+    """Three steps fitted where they were, four fit here."""
+    small = [filled(10, half, capacity=3 * BYTES) for half in halves()]
+    memory = filled(0)
+    memory.restore(left_by(small, tmp_path), "memory")
+    steps = {step for draw in range(30) for step, _ in whence(memory.draw("x", draw))}
+    assert (len(memory), steps) == (4, {7, 8, 9})
