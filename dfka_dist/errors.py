@@ -28,6 +28,10 @@ class RunFailed(DfkaError):
     """The run began and could not end."""
 
 
+class NotKept(RunFailed):
+    """A checkpoint could not be written; what was there before is as it was."""
+
+
 class TeacherUnavailable(RunFailed):
     """No replica of a teacher is left, or none answered in time."""
 

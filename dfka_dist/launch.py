@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import tempfile
 import time
 import traceback
@@ -25,6 +24,7 @@ from dfka_dist import clusters, machine
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, Interrupted, RunFailed
 from dfka_dist.loading import dump, parse
+from dfka_dist.notices import Inbox, News, NoticeBoard, Warner
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
@@ -39,25 +39,17 @@ PATIENCE = 15.0
 """Seconds that all workers have to end when one has told why."""
 
 
-End = Outcome | DfkaError
-"""How a run ended."""
 Given = tuple[ServedTeachers | SilentTeachers, dict[str, torch.Tensor] | None, FolderShelf | None]
 """What workers are given: the teachers, the state of a target to go on with, and the place of their
 checkpoints."""
 
 
-class _Conductor:
-    """Runs Ray Train, and keeps what rank 0 has to tell until the driver collects it.
+class _Conductor(NoticeBoard):
+    """Runs Ray Train, and keeps what workers have to tell until the driver collects it.
 
     An actor beside the driver: in the driver Ray Train would take the signals, and die with the
     process instead of being left. One of its two threads belongs to `fit`.
     """
-
-    def __init__(self) -> None:
-        self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self._end: End | None = None
-        self._nodes: set[str] = set()
-        self._stops = False
 
     def fit(self, config: RunConfig, given: Given, storage: str) -> str | None:
         """Run the workers to their end; the whole story if they fail."""
@@ -68,56 +60,6 @@ class _Conductor:
             return traceback.format_exc()
         return None
 
-    def post(self, record: Record) -> None:
-        self._records.put(record)
-
-    def end(self, end: End) -> None:
-        self._end = self._end or end
-
-    def collect(self) -> tuple[list[Record], End | None, set[str]]:
-        records = [self._records.get() for _ in range(self._records.qsize())]
-        return records, self._end, self._nodes
-
-    def enter(self, node: str) -> None:
-        self._nodes.add(node)
-
-    def stop(self) -> None:
-        self._stops = True
-
-    def stops(self) -> bool:
-        return self._stops
-
-
-class _Inbox:
-    """A worker's way to the conductor; what is told arrives in the order in which it was told.
-
-    Ray promises no order to an actor of several threads.
-    """
-
-    def __init__(self, conductor: Any) -> None:
-        self._conductor = conductor
-        self._told = conductor.enter.remote(ray.get_runtime_context().get_node_id())
-        self._asked, self._asked_at = conductor.stops.remote(), time.monotonic()
-        self._stops = False
-
-    def post(self, record: Record) -> None:
-        ray.get(self._told)  # has long arrived
-        self._told = self._conductor.post.remote(record)
-
-    def stopping(self) -> bool:
-        """Whether the run was told to stop; asks now and then, and never waits."""
-        if (
-            ray.wait([self._asked], timeout=0)[0]
-            and time.monotonic() - self._asked_at > POLL_SECONDS
-        ):
-            self._stops = ray.get(self._asked)
-            self._asked, self._asked_at = self._conductor.stops.remote(), time.monotonic()
-        return self._stops
-
-    def end(self, end: End) -> None:
-        ray.get(self._told)
-        ray.get(self._conductor.end.remote(end))
-
 
 def amalgamate(
     config: RunConfig,
@@ -126,6 +68,7 @@ def amalgamate(
     start: dict[str, torch.Tensor] | None = None,
     shelf: FolderShelf | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    on_warning: Callable[[str], None] = log.warning,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
@@ -134,6 +77,7 @@ def amalgamate(
 
     Args:
         on_record: called in this process with each record; with some again after a restart.
+        on_warning: called with what rank 0 warns of, one line.
         start: state of a target to go on with.
         shelf: of the run's checkpoints.
         stopping: whether workers are to make a checkpoint and stop; a node of theirs that the
@@ -148,7 +92,8 @@ def amalgamate(
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
             running = conductor.fit.remote(config, (teachers, start, shelf), storage)
             grace = config.training.checkpoint.grace
-            return _Watch(conductor, running, stopping, grace).to_the_end(on_record)
+            watch = _Watch(conductor, running, stopping, grace)
+            return watch.to_the_end(on_record, on_warning)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
 
@@ -169,24 +114,28 @@ class _Watch:
         self._grace = grace
         self._latest: float | None = None
 
-    def to_the_end(self, on_record: Callable[[Record], None]) -> Outcome:
+    def to_the_end(
+        self, on_record: Callable[[Record], None], on_warning: Callable[[str], None]
+    ) -> Outcome:
         """See `amalgamate`."""
         over = False
         while not over:
             over = bool(ray.wait([self._running], timeout=POLL_SECONDS)[0])
-            records, end, nodes = ray.get(self._conductor.collect.remote())
-            for record in records:
+            news: News = ray.get(self._conductor.collect.remote())
+            for record in news.records:
                 on_record(record)
-            if isinstance(end, DfkaError):
+            for warning in news.warnings:
+                on_warning(warning)
+            if isinstance(news.end, DfkaError):
                 # The other workers have met the same, or wait for this one in vain.
                 ray.wait([self._running], timeout=PATIENCE)
-                raise end
-            self._stop_if_told(nodes)
-        if isinstance(end, Outcome):
-            return end
+                raise news.end
+            self._stop_if_told(news.nodes)
+        if isinstance(news.end, Outcome):
+            return news.end
         raise _failed(ray.get(self._running))
 
-    def _stop_if_told(self, nodes: set[str]) -> None:
+    def _stop_if_told(self, nodes: frozenset[str]) -> None:
         if self._latest is not None:
             if time.monotonic() > self._latest:
                 raise Interrupted(f"stopped; no checkpoint was made within {self._grace:g} s")
@@ -239,7 +188,9 @@ def _work(settings: dict[str, Any]) -> None:
     machine.compute_with(training.threads or max(1, cores // training.workers))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
     first = ray.train.get_context().get_world_rank() == 0
-    inbox = _Inbox(settings["conductor"])
+    inbox = Inbox(settings["conductor"])
+    if first:
+        logging.getLogger("dfka_dist").addHandler(Warner(inbox))
     try:
         teachers, start, shelf = settings["given"]
         made = Amalgamator(config, teachers, inbox.post, device, start, shelf, inbox.stopping)

@@ -10,11 +10,10 @@ from typing import Any
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import Weights
-from dfka_dist.training.shelf import FolderShelf
+from dfka_dist.training.shelf import KEY, FolderShelf
 
 log = logging.getLogger(__name__)
 
-KEY = "training.checkpoint.storage"
 OWN = "checkpoints"
 """Folder of the checkpoints in the output folder, where no storage is given."""
 FREE = (
@@ -66,10 +65,7 @@ def shelf_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShel
         return None
     place = str(folder / OWN) if wanted.storage is None else wanted.storage.rstrip("/")
     uri = place if wanted.storage is None else f"{place}/{config.run.name}"
-    try:
-        return FolderShelf(uri, wanted.keep, own)
-    except (OSError, ValueError) as error:
-        raise InputError(KEY, str(error), "a folder or a pyarrow.fs URI") from None
+    return FolderShelf(uri, wanted.keep, own)
 
 
 def reachable(shelf: FolderShelf | None, config: RunConfig, nodes: int) -> FolderShelf | None:
@@ -80,7 +76,7 @@ def reachable(shelf: FolderShelf | None, config: RunConfig, nodes: int) -> Folde
         InputError: a storage is given that they do not reach.
     """
     wanted = config.training.checkpoint
-    if shelf is None or nodes == 1 or not shelf.is_local or wanted.shared:
+    if shelf is None or nodes == 1 or not shelf.place.is_local or wanted.shared:
         return shelf
     if wanted.storage is None:
         log.warning("no checkpoints: %d nodes share no disk that is known (%s)", nodes, KEY)

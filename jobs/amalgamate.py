@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return _warn(given, ready)
     planned = None if config.run.address else ready.plan(clusters.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
+    if shelf is not None:
+        shelf.place.refuse_unwritable()
     if arguments.resume and (folder / results.LEFT[0]).exists():
         print(f"this run is over: {folder / results.LEFT[0]}")
         return
@@ -84,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             commandline.emptied(folder, results.LEFT)
-            if shelf is not None:
-                shelf.clear()
+        if shelf is not None:
+            shelf.begin(anew=not arguments.resume)
         _warn(given, ready)
         _run(given, ready, folder, placement, shelf, began)
 
@@ -182,11 +184,15 @@ def _run(
             journal.info("%(phase)s %(step)d/%(steps)d %(losses)s", record)
             progress.update(record)
 
+        def on_warning(warning: str) -> None:
+            journal.warning("%s", warning)
+            progress.message(f"warning: {warning}")
+
         with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):
             progress.message("starting the trainer")
             with _stoppable(shelf, progress) as stopping:
                 outcome = launch.amalgamate(
-                    config, teachers, on_record, ready.start, shelf, stopping
+                    config, teachers, on_record, ready.start, shelf, stopping, on_warning
                 )
             progress.message("scoring")
             asked = in_parts(teachers.exact(), config.training.micro_batch)

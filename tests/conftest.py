@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from objectstore import ObjectStore
 from safetensors.torch import save_file
 from torch import nn
 
@@ -44,6 +45,14 @@ def _nothing_leaks() -> Iterator[None]:
         os.environ.update({key: before[key]} if key in before else {})
     assert not grouped, "the test left a torch.distributed process group"
     assert not changed, f"the test left a changed environment: {', '.join(changed)}"
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """A server that speaks S3's protocol, with one bucket; tests take folders of their own."""
+    store = ObjectStore()
+    yield store
+    store.stop()
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ of its own; who trains a target from an archive later needs neither generator no
 """
 
 from dfka_dist.archive.contents import ArchivedTeacher
-from dfka_dist.archive.place import refuse_existing, refuse_unwritable
 from dfka_dist.archive.reader import Archive, ArchivedBatch
 from dfka_dist.archive.writer import ArchiveWriter
+from dfka_dist.places import refuse_existing, refuse_unwritable
 
 __all__ = [
     "Archive",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dfka_dist.archive.contents import METADATA, ArchivedTeacher, Contents, logits_of
 from dfka_dist.archive.order import Window, windows
-from dfka_dist.archive.place import Place
 from dfka_dist.config import TeacherSpec
 from dfka_dist.errors import InputError
+from dfka_dist.places import Place
 
 _BUFFER = 2**28
 _REMEDY = "an archive that a run wrote"

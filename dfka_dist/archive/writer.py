@@ -15,8 +15,8 @@ from pyarrow import parquet
 from torch import Tensor
 
 from dfka_dist.archive.contents import ArchivedTeacher, Contents, logits_of
-from dfka_dist.archive.place import ENDING, UNREACHABLE, Place
 from dfka_dist.errors import RunFailed
+from dfka_dist.places import ENDING, UNREACHABLE, Place
 
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 2**24

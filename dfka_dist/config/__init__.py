@@ -6,11 +6,12 @@
 from dfka_dist.config.networks import GeneratorSpec, InputSpec, TargetSpec, TeacherSpec
 from dfka_dist.config.run import RunConfig
 from dfka_dist.config.serving import EvaluationSpec, RunSection, ServingSpec
-from dfka_dist.config.training import LossWeights, TrainingSpec
+from dfka_dist.config.training import CheckpointSpec, LossWeights, TrainingSpec
 from dfka_dist.config.values import PRESETS, Count, Name, Node, Precision, Task
 
 __all__ = [
     "PRESETS",
+    "CheckpointSpec",
     "Count",
     "EvaluationSpec",
     "GeneratorSpec",

@@ -96,6 +96,8 @@ class CheckpointSpec(Node):
     storage: str | None = None
     """Folder or pyarrow.fs URI that all workers reach; the run's are in a folder of its name there.
     Without it they lie in the output folder, if the cluster has one node."""
+    on_failure: Literal["go_on", "end"] = "go_on"
+    """What a run does when one cannot be written: go on, and try again the next time, or end."""
     grace: Seconds = 60.0
     """For a run that is told to stop, to come to the end of a step and make one more."""
     shared: bool = False

@@ -74,6 +74,15 @@ class Vote:
         return bool(before[0])
 
 
+def said_by_any(word: str | None) -> str | None:
+    """What the first worker that has something to say says; every worker calls."""
+    size = rank_and_size()[1]
+    words = [word] * size
+    if size > 1:
+        dist.all_gather_object(words, word)
+    return next((f"worker {r}: {w}" if size > 1 else w for r, w in enumerate(words) if w), None)
+
+
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
     """Make the floating-point buffers (BatchNorm statistics) of all workers their mean."""

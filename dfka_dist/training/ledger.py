@@ -7,6 +7,7 @@ checkpoint was made. Every draw is a function of stream and step, so that nothin
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ from typing import Any, Protocol
 
 import torch
 
-from dfka_dist.errors import Interrupted
+from dfka_dist.config import CheckpointSpec
+from dfka_dist.errors import Interrupted, NotKept
 from dfka_dist.training.checkpoint import Reading, State, Told, Writing, read_state, write_state
 from dfka_dist.training.collectives import Vote, rank_and_size
 from dfka_dist.training.diary import Diary
+
+log = logging.getLogger(__name__)
 
 
 class Held(Protocol):
@@ -52,7 +56,7 @@ class Ledger:
     """Phases of a run, and what they hold.
 
     Args:
-        every: steps of the whole run between two checkpoints.
+        spec: how often, and what happens when one cannot be written.
         shelf: None for a run that keeps no checkpoints.
         stopping: whether this worker was told to stop.
         vote: on that, of all workers.
@@ -61,12 +65,12 @@ class Ledger:
     def __init__(
         self,
         diary: Diary,
-        every: int,
+        spec: CheckpointSpec,
         shelf: Shelf | None = None,
         stopping: Callable[[], bool] = lambda: False,
         vote: Vote | None = None,
     ) -> None:
-        self._diary, self._every, self._shelf = diary, every, shelf
+        self._diary, self._spec, self._shelf = diary, spec, shelf
         self._stopping, self._vote = stopping, vote or Vote(torch.device("cpu"))
         self._held: dict[str, Held] = {"results": Results()}
         self._told: dict[str, Told] = {}
@@ -120,15 +124,32 @@ class Ledger:
 
         Raises:
             Interrupted: it is to stop; on every worker.
+            NotKept: it could not be written, and the run is to end then.
         """
         if self._shelf is None:
             return
         step, stops = self._diary.global_step, self._vote.cast(self._stopping())
-        if stops or step % self._every == 0:
+        kept = True
+        if stops or step % self._spec.every == 0:
             settle()
-            self._write(self._shelf)
+            kept = self._keep(self._shelf)
         if stops:
-            raise Interrupted(f"stopped with a checkpoint at step {step}; --resume goes on there")
+            what = "with a checkpoint" if kept else "without a checkpoint"
+            raise Interrupted(f"stopped {what} at step {step}; --resume goes on from the newest")
+
+    def _keep(self, shelf: Shelf) -> bool:
+        """Make a checkpoint; whether it could be written."""
+        told = dict(self._told)
+        try:
+            self._write(shelf)
+        except NotKept as error:
+            self._told.clear()
+            self._told.update(told)
+            if self._spec.on_failure == "end":
+                raise
+            log.warning("%s; the run goes on", error)
+            return False
+        return True
 
     def _write(self, shelf: Shelf) -> None:
         rank, size = rank_and_size()

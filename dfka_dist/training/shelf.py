@@ -11,16 +11,21 @@ import json
 import logging
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from pyarrow import fs
 
+from dfka_dist.errors import NotKept, RunFailed
+from dfka_dist.places import UNREACHABLE, Place
 from dfka_dist.training.checkpoint import LASTING, RUN, BrokenCheckpoint, Reading
-from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.collectives import rank_and_size, said_by_any
 
 log = logging.getLogger(__name__)
+
+KEY = "training.checkpoint.storage"
+"""Of the configuration, which says where they are."""
 
 _NAMED = re.compile(r"checkpoint-(\d{9})")
 
@@ -36,15 +41,13 @@ class FolderShelf:
         identity: what may not differ when the run goes on.
 
     Raises:
-        OSError, ValueError: there is no such kind of file system.
+        InputError: there is no such kind of file system.
     """
 
     def __init__(self, uri: str, keep: int, identity: dict[str, Any] | None = None) -> None:
-        self._uri, self._identity = uri, identity or {}
-        local = "://" not in uri
-        files, root = (fs.LocalFileSystem(), uri) if local else fs.FileSystem.from_uri(uri)
-        self._files: Any = files
-        self._root, self._keep = root.rstrip("/"), keep
+        self._uri, self._identity, self._keep = uri, identity or {}, keep
+        self.place = Place(uri, KEY)
+        self._files, self._root = self.place.files, self.place.folder
         self._desk = tempfile.TemporaryDirectory(prefix="dfka-")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -56,18 +59,18 @@ class FolderShelf:
         return self._identity
 
     def __str__(self) -> str:
-        # A URI can hold a password, which belongs in no message.
-        scheme, found, rest = self._uri.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}" if found else self._uri
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it lies on a disk, that other machines may not share."""
-        return bool(self._files.type_name == "local")
+        return str(self.place)
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, complete or not, in the order of time."""
-        inside = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        """Of all checkpoints, complete or not, in the order of time.
+
+        Raises:
+            InputError: the place cannot be listed.
+        """
+        try:
+            inside = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        except UNREACHABLE as error:
+            raise self.place.unreachable(error) from None
         found = (_NAMED.fullmatch(info.base_name) for info in inside)
         return sorted(int(match[1]) for match in found if match)
 
@@ -82,13 +85,30 @@ class FolderShelf:
                 continue
         return None
 
+    def begin(self, *, anew: bool) -> None:
+        """Prove that checkpoints can be written.
+
+        Args:
+            anew: let all that are there go.
+
+        Raises:
+            InputError: they cannot.
+        """
+        if anew:
+            self.clear()
+        self.place.make()
+
     def clear(self) -> None:
         """Let all checkpoints go."""
         if self._files.get_file_info(self._root).type != fs.FileType.NotFound:
             self._files.delete_dir(self._root)
 
     def newest(self) -> Reading | None:
-        """See `ledger.Shelf`; those that are broken are passed over, with a warning."""
+        """See `ledger.Shelf`; those that are broken are passed over, with a warning.
+
+        Raises:
+            RunFailed: they cannot be reached.
+        """
         for step in reversed(self.steps()):
             try:
                 return self._taken_down(step)
@@ -101,27 +121,48 @@ class FolderShelf:
         return Path(self._desk.name) / LASTING
 
     def add(self, folder: Path, global_step: int) -> None:
-        """See `ledger.Shelf`; returns when all ranks are done."""
-        self._put(self.lasting(), f"{self._root}/{LASTING}")
-        self._put(folder, f"{self._root}/{_name(global_step)}")
-        rank, size = rank_and_size()
-        if size > 1:
-            torch.distributed.barrier()
-        if rank == 0:
-            self._tidy(global_step)
+        """See `ledger.Shelf`; returns when all ranks are done.
+
+        Raises:
+            NotKept: one of them could not write; on all.
+        """
+        there = f"{self._root}/{_name(global_step)}"
+
+        def put() -> None:
+            self._put(self.lasting(), f"{self._root}/{LASTING}")
+            self._put(folder, there)
+
+        failure = said_by_any(self._tried(put))
+        if failure is not None:
+            if rank_and_size()[0] == 0:
+                self._tried(lambda: self._files.delete_dir(there))
+            raise NotKept(f"no checkpoint at step {global_step}: {failure}")
+        if rank_and_size()[0] == 0:
+            failure = self._tried(lambda: self._tidy(global_step))
+            if failure is not None:
+                log.warning("older checkpoints stay in %s: %s", self, failure)
+
+    def _tried(self, write: Callable[[], None]) -> str | None:
+        """Write; what kept it from being done."""
+        try:
+            write()
+        except UNREACHABLE as error:
+            return f"{self} cannot be written: {self.place.plain(error)}"
+        return None
 
     def _put(self, source: Path, place: str) -> None:
         """Move everything below a folder, its lists last."""
         files = sorted(p for p in source.rglob("*") if p.is_file())
         for path in sorted(files, key=lambda p: p.name.startswith("files-")):
             there = f"{place}/{path.relative_to(source)}"
-            self._files.create_dir(there.rpartition("/")[0], recursive=True)
+            if self.place.is_local:
+                self._files.create_dir(there.rpartition("/")[0], recursive=True)
             fs.copy_files(str(path), there, destination_filesystem=self._files)
             path.unlink()
 
     def _taken_down(self, step: int) -> Reading:
         """A checkpoint on this machine's disk."""
-        place = self._root if self.is_local else self._desk.name
+        place = self._root if self.place.is_local else self._desk.name
         folder, lasting = Path(place) / _name(step), Path(place) / LASTING
         if place != self._root:
             self._get(f"{self._root}/{_name(step)}", folder)
@@ -133,8 +174,11 @@ class FolderShelf:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             fs.copy_files(source, str(place), source_filesystem=self._files)
-        except OSError as error:
-            raise BrokenCheckpoint(f"{source}: {error}") from error
+        except FileNotFoundError as error:
+            raise BrokenCheckpoint(f"{source} is not there") from error
+        except UNREACHABLE as error:
+            # A checkpoint that cannot be reached just now is not one to pass over.
+            raise RunFailed(f"{self} cannot be read: {self.place.plain(error)}") from None
 
     def _needed(self, folder: Path) -> set[str]:
         try:

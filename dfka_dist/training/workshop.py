@@ -65,8 +65,8 @@ class Workshop:
         self.panel = Panel(config, teachers, self.columns, asked_in)
         self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.diary = Diary(config.training, teachers, None if rank else report)
-        every = config.training.checkpoint.every
-        self.ledger = Ledger(self.diary, every, shelf, stopping, Vote(device))
+        kept = config.training.checkpoint
+        self.ledger = Ledger(self.diary, kept, shelf, stopping, Vote(device))
         self.probe = ProbeSet(self.panel)
         self.archive: ArchiveWriter | None = None
 

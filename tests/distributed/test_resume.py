@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfka_dist.errors import Interrupted
+from dfka_dist.errors import Interrupted, NotKept
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.shelf import FolderShelf
@@ -95,3 +96,26 @@ def test_a_run_that_is_told_to_stop_goes_on_where_it_stopped(run: Run, tmp_path:
     assert shelf(tmp_path).steps() == [4]
     again = run("noise", shelf=shelf(tmp_path), **settings)
     assert same(again.outcome, run("noise").outcome)
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> FolderShelf:
+    """Where no checkpoint can be written at step 3."""
+    (tmp_path / "checkpoint-000000003").touch()
+    return shelf(tmp_path)
+
+
+def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
+    blocked: FolderShelf, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = run("noise", shelf=blocked, checkpoint={"every": 3})
+    assert re.search(
+        "no checkpoint at step 3: .* cannot be written: .*; the run goes on", caplog.text
+    )
+    assert same(ended.outcome, run("noise").outcome)
+    assert blocked.steps()[-2:] == [6, 9] and blocked.newest() is not None
+
+
+def test_a_run_ends_there_if_it_is_told_to(blocked: FolderShelf, run: Run) -> None:
+    with pytest.raises(NotKept, match="no checkpoint at step 3"):
+        run("noise", shelf=blocked, checkpoint={"every": 3, "on_failure": "end"})

@@ -142,7 +142,7 @@ def test_a_run_that_is_stopped_leaves_no_process(stopped: Stopped) -> None:
 def test_a_run_that_is_stopped_says_so_and_nothing_else(stopped: Stopped) -> None:
     lines = stopped.ended.err.splitlines()
     (said,) = [line for line in lines if not line.startswith("tiny: ")]
-    kept = r"error: stopped with a checkpoint at step \d+; --resume goes on there"
+    kept = r"error: stopped with a checkpoint at step \d+; --resume goes on from the newest"
     at_once = "|error: stopped" if stopped.how is ctrl_c_twice else ""
     assert re.fullmatch(kept + at_once, said)
 

@@ -163,7 +163,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     everyone = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
+        process.wait(timeout=3)
     process.kill()
     _, alive = psutil.wait_procs(everyone, timeout=5)
     for one in alive:

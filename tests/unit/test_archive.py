@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import fs, parquet
+from objectstore import SECRET, ObjectStore
+from pyarrow import parquet
 from torch import Tensor
 
 from dfka_dist.archive import (
@@ -502,23 +503,10 @@ def test_a_label_that_no_teacher_in_it_knows_is_refused(
 # an object store
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Callable[[str], str]]:
-    """A server that speaks S3's protocol; gives the URI of a folder in its only bucket."""
-    from moto.server import ThreadedMotoServer  # a second to import
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-
-    def uri(folder: str, bucket: str = "bucket") -> str:
-        return f"s3://user:secret@{bucket}/{folder}?{options}"
-
-    files, path = fs.FileSystem.from_uri(uri("") + "&allow_bucket_creation=true")
-    files.create_dir(path)
-    yield uri
-    server.stop()
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> Callable[..., str]:
+    """The URI of a folder in a bucket, the only one that is there unless another is named."""
+    return object_store.uri
 
 
 def test_an_object_store_holds_an_archive_like_a_disk(
@@ -556,4 +544,4 @@ def test_a_missing_prefix_is_refused_without_telling_the_password(
 def test_a_bucket_that_cannot_be_made_is_refused(bucket: Callable[..., str]) -> None:
     error = refusal(lambda: writer(bucket("archive", bucket="other")))
     assert "s3://other/archive cannot be written" in error.what
-    assert "secret" not in str(error)
+    assert SECRET not in str(error)

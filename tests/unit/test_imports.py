@@ -50,6 +50,7 @@ def loaded_after() -> dict[str, list[str]]:
     """The heavy packages that a new interpreter has loaded after each import, one by one."""
     code = f"""
 import importlib, json, sys
+sys.path.append("..")  # what all tests share
 found = {{}}
 for name in {[*LIGHT, *TESTS]}:
     importlib.import_module(name)
@@ -81,6 +82,7 @@ SEAMS = {
     "ray": rooms(
         "launch",
         "clusters",
+        "notices",
         "tuning",
         *(f"teachers/{m}" for m in ("server", "served", "routing", "answers", "pool", "meters")),
         *(f"benchmarks/serving/{m}" for m in ("scale", "traffic")),

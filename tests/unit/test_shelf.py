@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from objectstore import SECRET, ObjectStore
 
+from dfka_dist.errors import InputError, NotKept, RunFailed
 from dfka_dist.training.checkpoint import Told, Writing
-from dfka_dist.training.shelf import FolderShelf
+from dfka_dist.training.shelf import KEY, FolderShelf
 
 
 def put(
@@ -97,4 +101,71 @@ def test_it_can_be_cleared(shelf: FolderShelf, root: Path) -> None:
 
 def test_a_password_is_in_no_message() -> None:
     shelf = FolderShelf("s3://key:secret@bucket/runs?region=eu-west-1", keep=1)
-    assert str(shelf) == "s3://bucket/runs?region=eu-west-1"
+    assert str(shelf) == "s3://bucket/runs"
+
+
+# an object store
+
+
+@pytest.fixture
+def remote(object_store: ObjectStore, tmp_path: Path) -> Iterator[FolderShelf]:
+    """With two checkpoints made and kept."""
+    shelf, told = FolderShelf(object_store.uri(tmp_path.name), keep=2), dict[str, Told]()
+    for step, parts in ((10, ["a"]), (20, ["a", "b"])):
+        put(shelf, tmp_path, step, parts, told)
+    yield shelf
+    object_store.is_unavailable = lambda path: False
+
+
+def test_an_object_store_keeps_them_like_a_disk(remote: FolderShelf, tmp_path: Path) -> None:
+    told: dict[str, Told] = dict(remote.newest().told)  # type: ignore[union-attr]
+    put(remote, tmp_path, 30, ["b"], told)
+    elsewhere = pickle.loads(pickle.dumps(remote))
+    newest = elsewhere.newest()
+    assert elsewhere.steps() == [20, 30] and newest is not None
+    assert newest.run["step"] == 30 and newest.outlasting("b")["x"].tolist() == [1]
+
+
+def test_a_storage_that_fails_in_the_middle_leaves_what_was_there(
+    remote: FolderShelf, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    told: dict[str, Told] = dict(remote.newest().told)  # type: ignore[union-attr]
+    object_store.is_unavailable = lambda path: path.endswith("30/files-0.json")
+    with pytest.raises(NotKept, match=r"no checkpoint at step 30: s3://.* cannot be written"):
+        put(remote, tmp_path, 30, ["b", "c"], told)
+    object_store.is_unavailable = lambda path: False
+    newest = remote.newest()
+    assert newest is not None and newest.run["step"] == 20
+    assert remote.steps() == [10, 20]
+
+
+def test_a_storage_that_does_not_answer_is_refused_without_the_password(
+    remote: FolderShelf, object_store: ObjectStore
+) -> None:
+    object_store.is_unavailable = lambda path: True
+    with pytest.raises(InputError, match=KEY) as refused:
+        remote.steps()
+    assert SECRET not in str(refused.value)
+
+
+def test_one_that_cannot_be_reached_just_now_is_not_passed_over(
+    remote: FolderShelf, object_store: ObjectStore
+) -> None:
+    object_store.is_unavailable = lambda path: path.endswith("20/run.json")
+    with pytest.raises(RunFailed, match=r"s3://.* cannot be read: "):
+        remote.newest()
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(shelf: FolderShelf, tmp_path: Path) -> None:
+    """As far as one process can be brought to it: no file may be longer than a few bytes."""
+    (tmp_path / "desk-40").mkdir()
+    (tmp_path / "desk-40" / "large").write_bytes(bytes(4096))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(NotKept, match=r"no checkpoint at step 40: .* cannot be written"):
+            shelf.add(tmp_path / "desk-40", 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    newest = shelf.newest()
+    assert newest is not None and newest.run["step"] == 30 and shelf.steps() == [20, 30]

@@ -1,4 +1,4 @@
-"""The folder of an archive, on whatever file system: what lies there, and how a shard appears."""
+"""A folder on any file system that pyarrow knows, and how a file appears there."""
 
 from __future__ import annotations
 
@@ -63,12 +63,19 @@ class Place:
             files, folder = (fs.LocalFileSystem(), uri) if local else fs.FileSystem.from_uri(uri)
         except UNREACHABLE as error:
             raise self.unreachable(error) from None
-        self._files: Any = files
-        self._folder: str = folder.rstrip("/")
+        self.files: Any = files
+        """pyarrow's file system."""
+        self.folder: str = folder.rstrip("/")
+        """The path there."""
         self._renaming = files.type_name in _RENAMING
 
     def __str__(self) -> str:
         return self._shown
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path of this machine, which others may not share."""
+        return bool(self.files.type_name == "local")
 
     def shards(self) -> list[str]:
         """Names of the complete Parquet files, sorted.
@@ -77,14 +84,14 @@ class Place:
             InputError: the place cannot be listed.
         """
         try:
-            inside = self._files.get_file_info(fs.FileSelector(self._folder, allow_not_found=True))
+            inside = self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
         except UNREACHABLE as error:
             raise self.unreachable(error) from None
         return sorted(info.base_name for info in inside if info.base_name.endswith(ENDING))
 
     def exists(self) -> bool:
         """Whether there is anything at this place."""
-        found: bool = self._files.get_file_info(self._folder).type != fs.FileType.NotFound
+        found: bool = self.files.get_file_info(self.folder).type != fs.FileType.NotFound
         return found
 
     def refuse(self, prefix: str) -> None:
@@ -102,9 +109,7 @@ class Place:
         Raises:
             InputError: it cannot.
         """
-        if self._files.type_name != "local":
-            return
-        if not is_writable(Path(self._folder)):
+        if self.is_local and not is_writable(Path(self.folder)):
             raise self.error("cannot be written", "a place where files can be written")
 
     def make(self) -> None:
@@ -114,27 +119,27 @@ class Place:
             InputError: it cannot.
         """
         try:
-            self._files.create_dir(self._folder, recursive=True)  # an object store refuses here
+            self.files.create_dir(self.folder, recursive=True)  # an object store refuses here
             if self._renaming:
-                probe = f"{self._folder}/.writable{_PARTIAL}"
-                self._files.open_output_stream(probe).close()
-                self._files.delete_file(probe)
+                probe = f"{self.folder}/.writable{_PARTIAL}"
+                self.files.open_output_stream(probe).close()
+                self.files.delete_file(probe)
         except UNREACHABLE as error:
             what = f"cannot be written: {self.plain(error)}"
             raise self.error(what, "a place where files can be written") from None
 
     def create(self, name: str) -> Any:
         """A stream for a new file, which readers see after `publish`."""
-        return self._files.open_output_stream(self._path(name) + self._suffix)
+        return self.files.open_output_stream(self._path(name) + self._suffix)
 
     def publish(self, name: str) -> None:
         """Give a file that was closed its own name."""
         if self._renaming:
-            self._files.move(self._path(name) + self._suffix, self._path(name))
+            self.files.move(self._path(name) + self._suffix, self._path(name))
 
     def open(self, name: str) -> Any:
         """A file for random access."""
-        return self._files.open_input_file(self._path(name))
+        return self.files.open_input_file(self._path(name))
 
     def error(self, what: str, remedy: str) -> InputError:
         """An error about this place."""
@@ -154,4 +159,4 @@ class Place:
         return _PARTIAL if self._renaming else ""
 
     def _path(self, name: str) -> str:
-        return f"{self._folder}/{name}"
+        return f"{self.folder}/{name}"

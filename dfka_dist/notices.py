@@ -1,0 +1,119 @@
+"""What workers tell the driver, and the driver them, by way of an actor beside it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from dfka_dist.errors import DfkaError
+from dfka_dist.training.diary import Record
+from dfka_dist.training.outcome import Outcome
+
+ASKED_EVERY = 0.5
+"""Seconds between two questions of a worker whether it is to stop."""
+
+End = Outcome | DfkaError
+"""How a run ended."""
+
+
+@dataclass
+class News:
+    """What the driver has not heard yet."""
+
+    records: list[Record] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    end: End | None = None
+    nodes: frozenset[str] = frozenset()
+    """Ids of those that workers are or were on."""
+
+
+class NoticeBoard:
+    """Keeps what is told until somebody collects it."""
+
+    def __init__(self) -> None:
+        self._news = News()
+        self._stops = False
+
+    def enter(self, node: str) -> None:
+        """A worker is there."""
+        self._news.nodes |= {node}
+
+    def post(self, record: Record) -> None:
+        """A record of the run."""
+        self._news.records.append(record)
+
+    def warn(self, warning: str) -> None:
+        """Something that the user should know."""
+        self._news.warnings.append(warning)
+
+    def end(self, end: End) -> None:
+        """The run is over; the first word counts."""
+        self._news.end = self._news.end or end
+
+    def collect(self) -> News:
+        """What is new, and what stays as it is."""
+        news = self._news
+        self._news = News(end=news.end, nodes=news.nodes)
+        return news
+
+    def stop(self) -> None:
+        """Tell the workers to stop."""
+        self._stops = True
+
+    def stops(self) -> bool:
+        """Whether they are to."""
+        return self._stops
+
+
+class Inbox:
+    """A worker's way to the board; what is told arrives in the order in which it was told.
+
+    Ray promises no order to an actor of several threads.
+
+    Args:
+        board: an actor that is a `NoticeBoard`.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._told = board.enter.remote(ray.get_runtime_context().get_node_id())
+        self._asked, self._asked_at = board.stops.remote(), time.monotonic()
+        self._stops = False
+
+    def post(self, record: Record) -> None:
+        """A record of the run."""
+        ray.get(self._told)  # has long arrived
+        self._told = self._board.post.remote(record)
+
+    def warn(self, warning: str) -> None:
+        """Something that the user should know."""
+        self._board.warn.remote(warning)
+
+    def stopping(self) -> bool:
+        """Whether the run was told to stop; asks now and then, and never waits."""
+        is_answered = bool(ray.wait([self._asked], timeout=0)[0])
+        if is_answered and time.monotonic() - self._asked_at > ASKED_EVERY:
+            self._stops = ray.get(self._asked)
+            self._asked, self._asked_at = self._board.stops.remote(), time.monotonic()
+        return self._stops
+
+    def end(self, end: End) -> None:
+        """The run is over; returns when that has arrived, behind all that was told before."""
+        ray.get(self._told)
+        ray.get(self._board.end.remote(end))
+
+
+class Warner(logging.Handler):
+    """Sends warnings of a worker's log to the driver, which has no other sight of it."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__(logging.WARNING)
+        self._inbox = inbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self._inbox.warn(record.getMessage())
