@@ -18,6 +18,9 @@ from pydantic import ValidationError
 from dfka_dist.config import Node, RunConfig
 from dfka_dist.errors import InputError
 
+_DEEP = 20
+"""Sections within each other, more than there are; YAML can make a tree that holds itself."""
+
 
 def load(
     path: str | Path,
@@ -46,10 +49,23 @@ def parse(tree: object) -> RunConfig:
     Raises:
         InputError: with the first thing that is wrong.
     """
+    _refuse_passwords(tree, "")
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise _first(error, tree) from None
+
+
+def _refuse_passwords(tree: object, key: str) -> None:
+    """What is configured is written to reports, logs and checkpoints."""
+    if isinstance(tree, str) and re.search(r"://[^/\s]*:[^/\s]*@", tree):
+        remedy = "none in the URI; AWS_ACCESS_KEY_ID and so on in the environment, or a role"
+        raise InputError(key, "holds a password", remedy)
+    if key.count(".") > _DEEP:
+        return
+    if isinstance(tree, dict | list):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            _refuse_passwords(value, f"{key}.{name}".lstrip("."))
 
 
 def dump(config: RunConfig) -> str:

@@ -377,6 +377,27 @@ def test_set_that_cannot_be_applied_is_refused(tmp_path: Path, assignment: str, 
     assert refusal(tmp_path, assignment).key == key
 
 
+@pytest.mark.parametrize(
+    ("key", "uri"),
+    [
+        ("training.checkpoint.storage", "s3://me:secret@bucket/runs"),
+        ("training.archive", "s3://me:secret@bucket/images"),
+        ("evaluations.mine.source", "parquet:s3://me:secret@bucket/test.parquet"),
+        ("teachers.0.weights", "s3://me:secret@bucket/one.pt"),
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(tmp_path: Path, key: str, uri: str) -> None:
+    error = refusal(tmp_path, f"{key}={uri}")
+    assert error.key == key and "secret" not in str(error)
+
+
+def test_a_tree_that_holds_itself_is_refused() -> None:
+    tree = valid()
+    tree["run"]["again"] = tree
+    with pytest.raises(InputError):
+        parse(tree)
+
+
 @pytest.mark.parametrize("key", ["run", "teachers"])
 def test_missing_section_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
     tree = valid()
