@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import time
 import traceback
@@ -58,6 +59,8 @@ class _Conductor(NoticeBoard):
             _trainer(config, given, own, storage).fit()
         except Exception:  # the driver raises, and knows whether a worker has said more
             return traceback.format_exc()
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
         return None
 
 
@@ -155,7 +158,12 @@ def _failed(story: str | None) -> RunFailed:
 def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
     return TorchTrainer(
         _work,
-        train_loop_config={"config": dump(config), "given": given, "conductor": conductor},
+        train_loop_config={
+            "config": dump(config),
+            "given": given,
+            "conductor": conductor,
+            "storage": storage,
+        },
         scaling_config=_scaling(config),
         run_config=TrainRunConfig(
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
@@ -191,14 +199,18 @@ def _work(settings: dict[str, Any]) -> None:
     inbox = Inbox(settings["conductor"])
     if first:
         logging.getLogger("dfka_dist").addHandler(Warner(inbox))
+    teachers, start, shelf = settings["given"]
     try:
-        teachers, start, shelf = settings["given"]
         made = Amalgamator(config, teachers, inbox.post, device, start, shelf, inbox.stopping)
         outcome = made.run()
     except DfkaError as error:
         # It is no failure of Ray Train's, which would start the workers again.
         inbox.end(error)
         return
+    finally:
+        shutil.rmtree(settings["storage"], ignore_errors=True)  # this node's, if it has one
+        if shelf is not None:
+            shelf.close()
     if first:
         inbox.end(outcome)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow import ArrowException, fs
 
@@ -40,6 +40,14 @@ def refuse_unwritable(uri: str, key: str) -> None:
         InputError: on a disk, the folder or the nearest one above it cannot be written.
     """
     Place(uri, key).refuse_unwritable()
+
+
+def inside(uri: str, name: str) -> str:
+    """The folder of a name in another, which is an absolute path or a `pyarrow.fs` URI."""
+    if "://" not in uri:
+        return f"{uri.rstrip('/')}/{name}"
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
 class Place:

@@ -10,6 +10,7 @@ from typing import Any
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import Weights
+from dfka_dist.places import inside
 from dfka_dist.training.shelf import KEY, FolderShelf
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def shelf_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShel
     wanted = config.training.checkpoint
     if not wanted.every or config.training.archive is not None:
         return None
-    place = str(folder / OWN) if wanted.storage is None else wanted.storage.rstrip("/")
-    uri = place if wanted.storage is None else f"{place}/{config.run.name}"
+    own_folder, name = str(folder / OWN), config.run.name
+    uri = own_folder if wanted.storage is None else inside(wanted.storage, name)
     return FolderShelf(uri, wanted.keep, own)
 
 

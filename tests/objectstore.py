@@ -43,6 +43,14 @@ class ObjectStore:
         )
         return sorted(info.path for info in inside if info.type == fs.FileType.File)
 
+    def truncate(self, path: str) -> None:
+        """Cut the last byte of a file off."""
+        files, _ = fs.FileSystem.from_uri(self.uri(""))
+        with files.open_input_file(path) as file:
+            kept = file.read()[:-1]
+        with files.open_output_stream(path) as file:
+            file.write(kept)
+
     def stop(self) -> None:
         """Listen no more."""
         self._server.shutdown()

@@ -101,6 +101,9 @@ class Engine:
         collective."""
         place = writing.under(name)
         self._engine.save_checkpoint(str(place), tag=TAG, save_latest=False)
+        if writing.rank == 0:
+            for program in place.glob("*.py"):  # a checkpoint is data
+                program.unlink()
         write_state(place / f"buffers-{writing.rank}.safetensors", dict(self._buffers))
 
     def restore(self, reading: Reading, name: str) -> None:

@@ -48,7 +48,7 @@ class FolderShelf:
         self._uri, self._identity, self._keep = uri, identity or {}, keep
         self.place = Place(uri, KEY)
         self._files, self._root = self.place.files, self.place.folder
-        self._desk = tempfile.TemporaryDirectory(prefix="dfka-")
+        self._desk: tempfile.TemporaryDirectory[str] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FolderShelf, (self._uri, self._keep, self._identity)
@@ -118,7 +118,19 @@ class FolderShelf:
 
     def lasting(self) -> Path:
         """See `ledger.Shelf`."""
-        return Path(self._desk.name) / LASTING
+        return self._own / LASTING
+
+    def close(self) -> None:
+        """Let go what lies on this machine's disk on its way from or to the place."""
+        if self._desk is not None:
+            self._desk.cleanup()
+            self._desk = None
+
+    @property
+    def _own(self) -> Path:
+        if self._desk is None:
+            self._desk = tempfile.TemporaryDirectory(prefix="dfka-")
+        return Path(self._desk.name)
 
     def add(self, folder: Path, global_step: int) -> None:
         """See `ledger.Shelf`; returns when all ranks are done.
@@ -162,9 +174,9 @@ class FolderShelf:
 
     def _taken_down(self, step: int) -> Reading:
         """A checkpoint on this machine's disk."""
-        place = self._root if self.place.is_local else self._desk.name
-        folder, lasting = Path(place) / _name(step), Path(place) / LASTING
-        if place != self._root:
+        place = Path(self._root) if self.place.is_local else self._own
+        folder, lasting = place / _name(step), place / LASTING
+        if not self.place.is_local:
             self._get(f"{self._root}/{_name(step)}", folder)
             for name in self._needed(folder):
                 self._get(f"{self._root}/{LASTING}/{name}", lasting / name)

@@ -1,0 +1,99 @@
+"""Runs on a cluster whose parts die: the same network comes out, and nothing is left behind."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+from cluster import Cluster, Job, wait_for
+
+MIDDLE = 15
+"""A step between the second checkpoint and the third."""
+
+
+@pytest.fixture(autouse=True)
+def _fair_weather(nodes: Cluster) -> Iterator[None]:
+    yield
+    nodes.store.is_unavailable = lambda path: False
+    for job in nodes.jobs:
+        job.process.kill()
+
+
+def as_undisturbed(job: Job, undisturbed: Job, nodes: Cluster) -> None:
+    """Wait for its end, and compare."""
+    ended = job.end()
+    assert ended.code == 0, ended.err
+    assert job.network() == undisturbed.network()
+    assert job.steps() == undisturbed.steps()
+    assert nodes.left(killed=True) == []
+
+
+def test_an_undisturbed_run_leaves_nothing(nodes: Cluster, undisturbed: Job) -> None:
+    assert nodes.left() == []
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_stopped(nodes: Cluster, undisturbed: Job) -> None:
+    job = nodes.start("stopped")
+    job.wait_for_step(MIDDLE)
+    job.process.send_signal(signal.SIGTERM)
+    ended = job.end()
+    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
+    assert nodes.left() == []
+    as_undisturbed(nodes.start("stopped", "--resume"), undisturbed, nodes)
+
+
+@pytest.mark.parametrize("title", ["ray::TeacherServer", "RayTrainWorker"])
+def test_a_process_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job, title: str) -> None:
+    job = nodes.start(f"killed-{title[-6:]}")
+    job.wait_for_step(MIDDLE)
+    nodes.processes(title)[0].kill()
+    as_undisturbed(job, undisturbed, nodes)
+
+
+def test_a_worker_that_dies_while_it_saves_leaves_the_checkpoint_before(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    killed: list[str] = []
+
+    def kill(path: str) -> bool:
+        if "checkpoint-000000018/generator" in path and not killed:
+            killed.append(path)
+            nodes.processes("RayTrainWorker")[-1].kill()
+        return False
+
+    job = nodes.start("killed-saving")
+    nodes.store.is_unavailable = kill
+    wait_for(lambda: killed, "the third checkpoint")
+    as_undisturbed(job, undisturbed, nodes)
+
+
+def test_a_node_that_is_lost_and_comes_back_costs_no_more_than_time(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    job, lost = nodes.start("node-lost"), nodes.nodes[2]
+    job.wait_for_step(MIDDLE)
+    lost.kill()
+    nodes.raise_node(lost)
+    as_undisturbed(job, undisturbed, nodes)
+
+
+def test_a_run_whose_driver_died_goes_on_from_another_node_and_an_older_checkpoint(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    job = nodes.start("driver-killed")
+    job.wait_for_step(MIDDLE)
+    job.process.kill()
+    nodes.left(killed=True)
+    newest = nodes.store.paths("runs/driver-killed/checkpoint-000000012")[0]
+    nodes.store.truncate(newest)
+    again = nodes.start("driver-killed", "--resume", node=nodes.nodes[1])
+    as_undisturbed(again, undisturbed, nodes)
+    assert "passing over a checkpoint" in again.log()
+
+
+def test_a_storage_that_fails_costs_one_checkpoint(nodes: Cluster, undisturbed: Job) -> None:
+    nodes.store.is_unavailable = lambda path: "checkpoint-000000018/run.json" in path
+    job = nodes.start("unavailable")
+    as_undisturbed(job, undisturbed, nodes)
+    assert "no checkpoint at step 18" in job.log()
