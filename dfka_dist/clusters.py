@@ -132,6 +132,7 @@ def nodes() -> list[NodeResources]:
             name=node["NodeManagerAddress"],
             cpus=float(node["Resources"].get("CPU", 0)),
             gpus=float(node["Resources"].get("GPU", 0)),
+            labels=node["Labels"],
         )
         for node in alive
     ]

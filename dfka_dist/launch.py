@@ -224,4 +224,5 @@ def _scaling(config: RunConfig) -> ScalingConfig:
         num_workers=training.workers,
         use_gpu=bool(training.worker_gpus),
         resources_per_worker=resources,
+        label_selector=training.node_labels or None,
     )

@@ -21,6 +21,7 @@ FREE = (
     "archive",
     "checkpoint",
     "max_failures",
+    "node_labels",
     "report_every",
     "threads",
     "timeout",

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--nodes",
         type=Path,
         metavar="FILE",
-        help="plan a --dry-run for these nodes: a YAML list of {name, cpus, gpus, gpu_gigabytes}",
+        help="plan a --dry-run for these nodes: YAML, a list of {name, cpus, gpus, gpu_gigabytes, "
+        "labels}",
     )
     parser.add_argument(
         "--resume",

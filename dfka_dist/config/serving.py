@@ -51,6 +51,8 @@ class ServingSpec(Node):
     compile: bool = False
     """Have every block compiled by torch.compile when its first questions come."""
     strategy: Literal["pack", "spread"] = "pack"
+    node_labels: dict[str, str] = {}
+    """Ray's labels of the nodes where servers may be; without any all nodes."""
     start_timeout: Seconds = 120.0
     restarts: Annotated[int, Field(ge=0, le=65_536)] = 3
     """How often a dead server is started again."""

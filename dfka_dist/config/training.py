@@ -178,6 +178,8 @@ class TrainingSpec(Node):
     each."""
     worker_cpus: Cpus = 1.0
     worker_gpus: Literal[0, 1] = 0
+    node_labels: dict[str, str] = {}
+    """Ray's labels of the nodes where workers may be; without any all nodes."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     report_every: Count = 10
     max_failures: MaybeNone = 3

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dfka_dist.config import Node
 from dfka_dist.errors import InputError
 
-_NODES = "a YAML list of {name, cpus, gpus, gpu_gigabytes}"
+_NODES = "a YAML list of {name, cpus, gpus, gpu_gigabytes, labels}"
 Resources = dict[str, float]
 """As Ray counts them: CPU and GPU."""
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -26,10 +26,12 @@ class NodeResources(Node):
     gpus: Amount = 0.0
     gpu_gigabytes: Amount | None = None
     """Memory of each of its GPUs, in GiB; None where nobody knows."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """As Ray knows them."""
 
 
 def read_nodes(path: Path) -> list[NodeResources]:
-    """The nodes of a cluster, from a YAML list of {name, cpus, gpus, gpu_gigabytes}.
+    """The nodes of a cluster, from a YAML list of {name, cpus, gpus, gpu_gigabytes, labels}.
 
     Raises:
         InputError: the file is wrong.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
@@ -44,6 +45,8 @@ class PlacementPlan:
     """What each server takes of its bundle."""
     workers: tuple[Resources, ...]
     """One for each worker of the trainer."""
+    server_labels: Mapping[str, str]
+    """That nodes of servers have."""
 
     @property
     def cpus(self) -> float:
@@ -84,19 +87,21 @@ def plan(
     server = _resources(serving.cpus, serving.gpus)
     worker = _resources(training.worker_cpus, training.worker_gpus)
     free = [(node.name, _resources(node.cpus, node.gpus)) for node in nodes]
+    seating = _labelled(config, "serving", nodes, free)
+    working = _labelled(config, "training", nodes, free)
     servers = serving.replicas * sum(map(len, cuts.values()))
     _check_totals(config, server, worker, servers, free)
     bundles: list[Resources] = []
     seats: list[Seat] = []
     for teacher, shards in cuts.items():
         for replica in range(serving.replicas):
-            for own, held, node in _placed(config, teacher, shards, server, free):
+            for own, held, node in _placed(config, teacher, shards, server, seating):
                 for shard in held:
                     stages = shards[shard]
                     seats.append(Seat(teacher, replica, shard, stages, len(bundles), node))
                 bundles.append(own)
     for rank in range(training.workers):
-        if _fit(worker, free, spread=False) is None and not serving.wait_for_nodes:
+        if _fit(worker, working, spread=False) is None and not serving.wait_for_nodes:
             raise InputError(
                 "training.workers",
                 f"no node has {_shown(worker)} left for worker {rank}",
@@ -108,7 +113,25 @@ def plan(
         seats=tuple(seats),
         server=server,
         workers=tuple(worker for _ in range(training.workers)),
+        server_labels=serving.node_labels,
     )
+
+
+def _labelled(
+    config: RunConfig,
+    section: Literal["serving", "training"],
+    nodes: Sequence[NodeResources],
+    free: Free,
+) -> Free:
+    """What is free on the nodes that have the labels that a section asks for."""
+    wanted = getattr(config, section).node_labels.items()
+    found = [own for node, own in zip(nodes, free, strict=True) if wanted <= node.labels.items()]
+    if not found and wanted and not config.serving.wait_for_nodes:
+        shown = ", ".join(f"{key}={value}" for key, value in wanted)
+        there = {f"{k}={v}" for node in nodes for k, v in node.labels.items() if "/" not in k}
+        what = f"no node has {shown}; there are {', '.join(sorted(there)) or 'no labels'}"
+        raise InputError(f"{section}.node_labels", what, "labels that nodes were started with")
+    return found
 
 
 def _placed(

@@ -132,7 +132,12 @@ class TeacherPool:
 
     def _reserved(self) -> PlacementGroup:
         bundles = [dict(bundle) for bundle in self._plan.bundles]
-        group = placement_group(bundles, strategy=self._plan.strategy, name=self._name)
+        group = placement_group(
+            bundles,
+            strategy=self._plan.strategy,
+            name=self._name,
+            bundle_label_selector=[dict(self._plan.server_labels) for _ in bundles],
+        )
         if not group.wait(self._serving.start_timeout):
             remove_placement_group(group)
             free = {

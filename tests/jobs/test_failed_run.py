@@ -76,11 +76,6 @@ def ctrl_c(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def preemption(process: subprocess.Popen[str]) -> None:
-    """What a cluster does that needs the place."""
-    process.terminate()
-
-
 def ctrl_c_twice(process: subprocess.Popen[str]) -> None:
     """Of somebody who does not want to wait for a checkpoint."""
     ctrl_c(process)
@@ -88,7 +83,7 @@ def ctrl_c_twice(process: subprocess.Popen[str]) -> None:
     ctrl_c(process)
 
 
-STOPS = [ctrl_c, preemption, ctrl_c_twice]
+STOPS = [ctrl_c, ctrl_c_twice]
 
 
 @pytest.fixture(scope="module", params=STOPS, ids=lambda stop: stop.__name__)

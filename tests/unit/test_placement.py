@@ -260,3 +260,40 @@ def test_a_node_of_impossible_size_is_refused(tmp_path: Path, cpus: str) -> None
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^--nodes: "):
         read_nodes(tmp_path / "none.yaml")
+
+
+# labels
+
+
+def labelled(**labels: str) -> list[NodeResources]:
+    """A node of 8 CPUs for each, and one without."""
+    named = [NodeResources(name=n, cpus=8, labels={"role": v}) for n, v in labels.items()]
+    return [NodeResources(name="plain", cpus=8), *named]
+
+
+def test_servers_and_workers_go_to_nodes_with_their_labels() -> None:
+    wanted = config(
+        serving={"node_labels": {"role": "teacher"}},
+        training={"node_labels": {"role": "trainer"}, "worker_cpus": 8.0},
+    )
+    found = plan(wanted, labelled(a="trainer", b="teacher"))
+    assert seats_by_node(found) == {"b": 2}
+    assert found.server_labels == {"role": "teacher"}
+
+
+@pytest.mark.parametrize("section", ["serving", "training"])
+def test_labels_that_no_node_has_are_refused_with_those_that_there_are(section: str) -> None:
+    wanted = config(**{section: {"node_labels": {"role": "teacher"}}})
+    error = refusal(wanted, labelled(a="trainer"))
+    assert error.key == f"{section}.node_labels"
+    assert error.what == "no node has role=teacher; there are role=trainer"
+
+
+def test_nodes_with_the_labels_may_be_waited_for() -> None:
+    wanted = config(serving={"node_labels": {"role": "x"}, "wait_for_nodes": True})
+    assert {seat.node for seat in plan(wanted, labelled(a="y")).seats} == {"a node to come"}
+
+
+def test_workers_that_have_no_room_on_their_nodes_are_refused() -> None:
+    where = {"node_labels": {"role": "t"}, "workers": 2, "worker_cpus": 5.0, "batch_size": 8}
+    assert refusal(config(training=where), labelled(a="t")).key == "training.workers"
