@@ -148,7 +148,7 @@ def this_machine(config: RunConfig) -> list[NodeResources]:
     are."""
     serving, training = config.serving, config.training
     servers = serving.replicas * sum(len(teacher.blocks) + 1 for teacher in config.teachers)
-    asked = serving.cpus * servers + training.worker_cpus * training.workers
+    asked = serving.cpus * servers + training.worker_cpus * max(training.worker_range)
     memory = [
         torch.cuda.get_device_properties(index).total_memory / 2**30
         for index in range(torch.cuda.device_count())

@@ -193,9 +193,10 @@ def _work(settings: dict[str, Any]) -> None:
     config = parse(yaml.safe_load(settings["config"]))
     training = config.training
     cores = max(1, (os.cpu_count() or 1) - 1)  # one is left to the teachers
-    machine.compute_with(training.threads or max(1, cores // training.workers))
+    context = ray.train.get_context()
+    machine.compute_with(training.threads or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")
-    first = ray.train.get_context().get_world_rank() == 0
+    first = context.get_world_rank() == 0
     inbox = Inbox(settings["conductor"])
     if first:
         logging.getLogger("dfka_dist").addHandler(Warner(inbox))
@@ -216,12 +217,12 @@ def _work(settings: dict[str, Any]) -> None:
 
 
 def _scaling(config: RunConfig) -> ScalingConfig:
-    training = config.training
+    training, counts = config.training, config.training.worker_range
     resources = {"CPU": training.worker_cpus} | (
         {"GPU": training.worker_gpus} if training.worker_gpus else {}
     )
     return ScalingConfig(
-        num_workers=training.workers,
+        num_workers=(counts.start, counts.stop - 1) if len(counts) > 1 else counts.start,
         use_gpu=bool(training.worker_gpus),
         resources_per_worker=resources,
         label_selector=training.node_labels or None,

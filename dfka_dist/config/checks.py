@@ -105,12 +105,14 @@ def _check_batch(config: RunConfig) -> None:
     # Neighbours are compared for their diversity; every worker has as many of each kind, and
     # as many for each home teacher.
     training, homes = config.training, len(config.heard) if config.has_homes else 1
-    unit = math.lcm(2 * homes, training.fresh_every, training.remember_every) * training.workers
+    counts = training.worker_range
+    own = math.lcm(2 * homes, training.fresh_every, training.remember_every)
+    unit = own * math.lcm(*counts)
     if training.batch_size % unit:
         raise InputError(
             "training.batch_size",
             f"{training.batch_size} does not divide into equal parts",
-            f"a multiple of {unit}, for {training.workers} workers",
+            f"a multiple of {unit}, for {' or '.join(map(str, counts))} workers",
         )
     for key in ("fresh_every", "remember_every"):
         if homes > 1 and getattr(training, key) > 2:

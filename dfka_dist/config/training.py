@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from dfka_dist.config.values import (
     Count,
@@ -104,6 +104,19 @@ class CheckpointSpec(Node):
     """A storage that is a local path is the same disk on all nodes."""
 
 
+class Elastic(Node):
+    """A number of workers that may change while a run goes on."""
+
+    min: Few
+    max: Few
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"from {self.min} to {self.max} is no range || min at most max")
+        return self
+
+
 class TrainingSpec(Node):
     """How long, how large, how exact."""
 
@@ -129,7 +142,9 @@ class TrainingSpec(Node):
     and the gradient is that of the whole batch."""
     precision: Literal["auto"] | Precision = "auto"
     """Of the networks' forward and backward; auto is bf16 where the hardware has it, else fp32."""
-    workers: Few = 1
+    workers: Few | Elastic = 1
+    """A number, or {min, max}: as many as there is room for, the run going on with fewer when a
+    node is lost and with more when there is one."""
     zero_stage: Literal[1, 2, 3] = 1
     deepspeed: Annotated[dict[str, Any], AfterValidator(_yours)] = {}
     """Merged into what DeepSpeed is told of every engine: gradient_clipping, what offloads or
@@ -186,3 +201,9 @@ class TrainingSpec(Node):
     """How often workers that died are started again, from the newest checkpoint."""
     timeout: Seconds = 600.0
     """Seconds after which a collective that waits ends the run."""
+
+    @property
+    def worker_range(self) -> range:
+        """All numbers of workers that there may be."""
+        own = self.workers
+        return range(own, own + 1) if isinstance(own, int) else range(own.min, own.max + 1)

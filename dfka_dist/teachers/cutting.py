@@ -115,7 +115,7 @@ def _room(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
 
 
 def _needs(config: RunConfig, description: TeacherDescription) -> Needs:
-    images = config.training.batch_size // config.training.workers
+    images = config.training.batch_size // min(config.training.worker_range)
     images = min(images, config.training.micro_batch or images)
     # In bf16 every batch at work has a copy of the frozen parameters, of half the bytes.
     fp32 = (config.serving.precision or config.training.precision) == "fp32"

@@ -44,7 +44,9 @@ class PlacementPlan:
     server: Resources
     """What each server takes of its bundle."""
     workers: tuple[Resources, ...]
-    """One for each worker of the trainer."""
+    """One for each worker of the trainer, as many as there must be."""
+    most_workers: int
+    """As there may be."""
     server_labels: Mapping[str, str]
     """That nodes of servers have."""
 
@@ -65,6 +67,8 @@ class PlacementPlan:
         trainers = [
             f"  worker {rank}: {_shown(resources)}" for rank, resources in enumerate(self.workers)
         ]
+        if self.most_workers > len(self.workers):
+            trainers.append(f"  up to {self.most_workers} workers where there is room")
         return [f"placement ({self.strategy}):", *servers, *trainers]
 
 
@@ -100,7 +104,7 @@ def plan(
                     stages = shards[shard]
                     seats.append(Seat(teacher, replica, shard, stages, len(bundles), node))
                 bundles.append(own)
-    for rank in range(training.workers):
+    for rank in range(min(training.worker_range)):
         if _fit(worker, working, spread=False) is None and not serving.wait_for_nodes:
             raise InputError(
                 "training.workers",
@@ -112,7 +116,8 @@ def plan(
         strategy=serving.strategy.upper(),
         seats=tuple(seats),
         server=server,
-        workers=tuple(worker for _ in range(training.workers)),
+        workers=tuple(worker for _ in range(min(training.worker_range))),
+        most_workers=max(training.worker_range),
         server_labels=serving.node_labels,
     )
 
@@ -167,7 +172,7 @@ def _check_totals(
         ("CPU", ("serving.cpus", "training.worker_cpus")),
     ):
         serving = server.get(kind, 0) * servers
-        training = worker.get(kind, 0) * config.training.workers
+        training = worker.get(kind, 0) * min(config.training.worker_range)
         there = sum(resources.get(kind, 0) for _, resources in free)
         if serving + training > there + 1e-9:
             raise InputError(

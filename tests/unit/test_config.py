@@ -391,6 +391,24 @@ def test_a_password_is_refused_and_not_repeated(tmp_path: Path, key: str, uri: s
     assert error.key == key and "secret" not in str(error)
 
 
+def test_a_batch_must_be_shared_by_any_number_of_workers_that_there_may_be(
+    tmp_path: Path,
+) -> None:
+    assert list(loaded(tmp_path, "training.workers={min: 1, max: 3}").training.worker_range) == [
+        1,
+        2,
+        3,
+    ]
+    error = refusal(tmp_path, "training.workers={min: 1, max: 4}")
+    assert error.key == "training.batch_size"
+    assert error.remedy == "a multiple of 24, for 1 or 2 or 3 or 4 workers"
+
+
+@pytest.mark.parametrize("wrong", ["{min: 3, max: 2}", "{min: 0, max: 2}", "{min: 1}", "many"])
+def test_workers_are_a_number_or_a_range(tmp_path: Path, wrong: str) -> None:
+    assert refusal(tmp_path, f"training.workers={wrong}").key.startswith("training.workers")
+
+
 def test_a_tree_that_holds_itself_is_refused() -> None:
     tree = valid()
     tree["run"]["again"] = tree

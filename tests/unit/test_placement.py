@@ -262,6 +262,16 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_nodes(tmp_path / "none.yaml")
 
 
+# workers that come and go
+
+
+def test_as_many_workers_as_there_must_be_have_room_and_more_may_come() -> None:
+    wanted = config(training={"workers": {"min": 1, "max": 4}, "batch_size": 24})
+    found = plan(wanted, nodes(2.0))
+    assert (len(found.workers), found.most_workers) == (1, 4)
+    assert found.lines()[-1] == "  up to 4 workers where there is room"
+
+
 # labels
 
 
