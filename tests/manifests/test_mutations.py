@@ -1,0 +1,53 @@
+"""The rules can fail: each manifest of mutations.yaml has one thing wrong, and a rule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rules
+import schemas
+import yaml
+
+Manifest = dict[str, Any]
+
+MUTATIONS = yaml.safe_load(Path(__file__).with_name("mutations.yaml").read_text("utf-8"))
+SHORT = {
+    "HEAD": "spec.rayClusterSpec.headGroupSpec.template.spec",
+    "WORKERS": "spec.rayClusterSpec.workerGroupSpecs",
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation["what"])
+def test_a_rule_sees_that(
+    rendered: Callable[[str], list[Manifest]], mutation: dict[str, Any]
+) -> None:
+    if mutation["rule"] == "fits_kuberays_schemas" and schemas.kuberay_folder() is None:
+        pytest.skip(schemas.HOW)
+    manifests = rendered(mutation.get("overlay", "cpu"))
+    kind, _, name = mutation.get("of", "RayJob/dfka-amalgamate").partition("/")
+    given = next(e for e in rules.of_kind(manifests, kind) if e["metadata"]["name"] == name)
+    rule = getattr(rules, mutation["rule"])
+    assert list(rule(manifests)) == []
+
+    _change(given, mutation)
+
+    assert list(rule(manifests)) != []
+
+
+def test_every_rule_is_seen_to_fail() -> None:
+    assert {each.__name__ for each in rules.RULES} == {each["rule"] for each in MUTATIONS}
+
+
+def _change(tree: Any, mutation: dict[str, Any]) -> None:
+    first, *rest = mutation["path"].split(".")
+    path = [*SHORT.get(first, first).split("."), *rest]
+    *above, last = (int(part) if part.isdecimal() else part for part in path)
+    for part in above:
+        tree = tree[part]
+    if "value" in mutation:
+        tree[last] = mutation["value"]
+    else:
+        del tree[last]

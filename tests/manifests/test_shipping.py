@@ -1,0 +1,150 @@
+"""What goes to a cluster: the image, an uploaded folder, and what a pod does when it is stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import rules
+import yaml
+from ray._private.runtime_env.packaging import create_package
+
+LIMIT = 5 * 10**6
+RUNTIME_ENV = rules.ROOT / "cluster" / "runtime_env.yaml"
+DOCKERFILE = rules.ROOT / "cluster" / "Dockerfile"
+
+
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive that `ray job submit --working-dir .` would send."""
+    path = tmp_path_factory.mktemp("upload") / "package.zip"
+    create_package(
+        str(rules.ROOT),
+        path,
+        include_gitignore=True,
+        excludes=yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))["excludes"],
+        logger=None,
+    )
+    return path
+
+
+def test_an_upload_is_small(uploaded: Path) -> None:
+    assert uploaded.stat().st_size < LIMIT
+
+
+def test_an_upload_has_what_a_job_needs_and_nothing_else(uploaded: Path) -> None:
+    names = zipfile.ZipFile(uploaded).namelist()
+
+    assert {"jobs/amalgamate.py", "jobs/presets/digits.yaml", "dfka_dist/launch.py"} <= {*names}
+    assert "jobs/presets/digits/low_digits.safetensors" in names
+    assert {"dfka_dist/templates/model_card.md.j2"} <= {*names}
+    assert {name.partition("/")[0] for name in names if "/" in name} == {"dfka_dist", "jobs"}
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_runtime_environment_holds_no_secrets() -> None:
+    tree = yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
+
+    assert set(tree) == {"excludes"}
+
+
+def test_the_image_has_what_an_upload_has_and_the_hook_of_its_pods() -> None:
+    kept = _lines(rules.ROOT / ".dockerignore")
+
+    assert kept[0] == "*"
+    assert {"!dfka_dist", "!jobs", "!cluster/leave.py", "!pyproject.toml"} <= {*kept}
+    for line in kept:
+        if line.startswith("!"):
+            assert (rules.ROOT / line[1:]).exists(), line
+
+
+def test_the_image_is_built_in_stages_for_a_user_who_is_not_root() -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+
+    assert re.findall(r"^FROM (.+)$", text, re.MULTILINE) == [
+        "${PYTHON_IMAGE} AS build",
+        "${PYTHON_IMAGE}",
+    ]
+    assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["1000"]
+    assert text.rstrip().endswith("USER 1000")
+
+
+def test_what_the_image_copies_is_let_in() -> None:
+    text, kept = DOCKERFILE.read_text(encoding="utf-8"), _lines(rules.ROOT / ".dockerignore")
+
+    for sources in re.findall(r"^COPY ((?:[\w./]+ )+)\S+$", text, re.MULTILINE):
+        for source in sources.split():
+            assert source == "." or f"!{source}" in kept, source
+
+
+def test_the_image_asks_for_the_torch_that_the_package_does() -> None:
+    asked = re.search(r'"(torch[^"]+)"', (rules.ROOT / "pyproject.toml").read_text("utf-8"))
+
+    assert asked is not None
+    assert f'"{asked[1]}"' in DOCKERFILE.read_text(encoding="utf-8")
+
+
+def test_the_extension_that_the_image_builds_is_the_one_that_deepspeed_loads() -> None:
+    # Read and not imported: DeepSpeed sets up its accelerator when it is.
+    installed = importlib.util.find_spec("deepspeed")
+    assert installed is not None and installed.origin is not None
+    builder = Path(installed.origin).parent / "ops" / "op_builder" / "cpu" / "comm.py"
+    named = re.search(
+        r'class ShareMemCommBuilder.*?NAME = "(\w+)"', builder.read_text("utf-8"), re.DOTALL
+    )
+    assert named is not None
+
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    assert f"/opt/torch_extensions/{named[1]}/{named[1]}.so" in text
+    assert "ShareMemCommBuilder().load()" in text
+
+
+def test_a_driver_is_told_and_not_the_shell_that_started_it(leave: ModuleType) -> None:
+    lines = [
+        ["/bin/bash", "-c", "python /app/jobs/amalgamate.py --resume"],
+        ["python", "/app/jobs/amalgamate.py", "--resume"],
+        ["python", "/app/cluster/leave.py", "75"],
+        ["/opt/venv/bin/python3.11", "jobs/tune.py"],
+        [],
+    ]
+
+    assert leave.drivers(lines) == [1, 3]
+
+
+def test_a_pod_knows_its_node_and_whether_anything_works_there(leave: ModuleType) -> None:
+    raylet = ["/opt/venv/ray/core/src/ray/raylet/raylet", "--a=b", "--node_id=abc"]
+
+    assert leave.own_node([[], ["bash"], raylet]) == "abc"
+    assert leave.own_node([["bash"]]) is None
+    assert leave.working([["ray::TeacherServer.forward"]])
+    assert not leave.working([["ray::IDLE"], ["bash"], []])
+
+
+@pytest.fixture(scope="module")
+def leave() -> ModuleType:
+    """cluster/leave.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("leave", rules.ROOT / "cluster" / "leave.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nothing_of_a_cluster_is_hidden_from_git() -> None:
+    ran = subprocess.run(
+        ["git", "check-ignore", "cluster/kubernetes/base/kustomization.yaml", ".dockerignore"],
+        cwd=rules.ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode != 0
+
+
+def _lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
