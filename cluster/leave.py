@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 import psutil
 
 JOBS = ("jobs/amalgamate.py", "jobs/tune.py")
+AT_WORK = ("ray::TeacherServer", "ray::RayTrainWorker")
+"""How Ray calls the processes of servers and workers; what else it starts may stay behind them."""
 POLL_SECONDS = 0.5
 
 
@@ -40,11 +42,8 @@ def own_node(processes: Sequence[Sequence[str]]) -> str | None:
 
 
 def working(processes: Sequence[Sequence[str]]) -> bool:
-    """Whether an actor is alive here: Ray renames a worker's process to what it does."""
-    return any(
-        line and line[0].startswith("ray::") and not line[0].startswith("ray::IDLE")
-        for line in processes
-    )
+    """Whether a server or a worker is alive here."""
+    return any(line and line[0].startswith(AT_WORK) for line in processes)
 
 
 def main(seconds: float) -> None:

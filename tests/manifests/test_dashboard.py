@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 
-import rules
+import reading
 from ray.util import metrics
 
 from dfka_dist.teachers.meters import ClientMeters, ServerMeters
 
-DASHBOARD = rules.ROOT / "cluster" / "grafana" / "dfka.json"
+DASHBOARD = reading.ROOT / "cluster" / "grafana" / "dfka.json"
 SCRAPE = """
 from prometheus_client import REGISTRY, generate_latest
 from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder

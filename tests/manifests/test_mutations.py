@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reading
 import rules
 import schemas
 import yaml
@@ -28,7 +29,7 @@ def test_a_rule_sees_that(
         pytest.skip(schemas.HOW)
     manifests = rendered(mutation.get("overlay", "cpu"))
     kind, _, name = mutation.get("of", "RayJob/dfka-amalgamate").partition("/")
-    given = next(e for e in rules.of_kind(manifests, kind) if e["metadata"]["name"] == name)
+    given = next(e for e in reading.of_kind(manifests, kind) if e["metadata"]["name"] == name)
     rule = getattr(rules, mutation["rule"])
     assert list(rule(manifests)) == []
 

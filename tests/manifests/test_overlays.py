@@ -9,10 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
+import reading
 import rules
 import schemas
 import yaml
-from rules import OVERLAYS
+from reading import OVERLAYS
 
 from dfka_dist.config import RunConfig
 
@@ -47,7 +48,7 @@ def test_kuberays_schemas_are_there() -> None:
 def test_an_overlay_has_both_jobs_and_an_interactive_cluster(
     rendered: Rendered, overlay: str
 ) -> None:
-    made = list(rules.of_kind(rendered(overlay), "RayJob", "RayCluster"))
+    made = list(reading.of_kind(rendered(overlay), "RayJob", "RayCluster"))
 
     assert {each["metadata"]["name"]: bool(each["spec"].get("suspend")) for each in made} == {
         "dfka-amalgamate": overlay == "kueue",  # who wakes it
@@ -58,7 +59,7 @@ def test_an_overlay_has_both_jobs_and_an_interactive_cluster(
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_jobs_have_the_pods_of_the_interactive_cluster(rendered: Rendered, overlay: str) -> None:
-    first, *others = (cluster for _, cluster in rules.clusters(rendered(overlay)))
+    first, *others = (cluster for _, cluster in reading.clusters(rendered(overlay)))
     shared = {key: value for key, value in first.items() if key != "suspend"}
 
     assert [each == shared for each in others] == [True, True]
@@ -69,9 +70,9 @@ def test_jobs_have_the_pods_of_the_interactive_cluster(rendered: Rendered, overl
 def test_a_run_is_its_preset_and_what_a_cluster_adds(
     rendered: Rendered, overlay: str, file: str
 ) -> None:
-    made = dict(rules.runs(rendered(overlay)))[f"dfka-run/{file}"]
+    made = dict(reading.runs(rendered(overlay)))[f"dfka-run/{file}"]
 
-    assert _comparable(made, file) == _comparable(rules.preset("digits"), "run.yaml")
+    assert _comparable(made, file) == _comparable(reading.preset("digits"), "run.yaml")
 
 
 def _comparable(config: RunConfig, file: str) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _comparable(config: RunConfig, file: str) -> dict[str, Any]:
 
 def test_all_overlays_run_one_version() -> None:
     """Tags of images, the Dockerfile's Ray, the manifests' Ray and the package's agree."""
-    base = rules.ROOT / "cluster"
+    base = reading.ROOT / "cluster"
     tags = {
         image["newTag"].removesuffix("-gpu")
         for overlay in OVERLAYS
@@ -98,21 +99,23 @@ def test_all_overlays_run_one_version() -> None:
 
 
 def test_only_the_gpu_overlay_has_the_gpu_image() -> None:
-    base = rules.ROOT / "cluster" / "kubernetes" / "overlays"
+    base = reading.ROOT / "cluster" / "kubernetes" / "overlays"
     images = {o: _yaml(base / o / "kustomization.yaml")["images"][0]["newTag"] for o in OVERLAYS}
 
     assert {o for o, tag in images.items() if tag.endswith("-gpu")} == {"gpu"}
 
 
 def test_every_pod_runs_the_ray_that_the_image_has(rendered: Rendered) -> None:
-    dockerfile = (rules.ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
+    dockerfile = (reading.ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
     built = re.search(r"^ARG RAY_VERSION=(.+)$", dockerfile, re.MULTILINE)
-    project = (rules.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = (reading.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     allowed = re.search(r'"ray\[[^]]*\]>=(\d+)\.(\d+),<(\d+)"', project)
     assert built is not None and allowed is not None
     major, minor = (int(part) for part in built[1].split(".")[:2])
 
-    asked = {cluster["rayVersion"] for o in OVERLAYS for _, cluster in rules.clusters(rendered(o))}
+    asked = {
+        cluster["rayVersion"] for o in OVERLAYS for _, cluster in reading.clusters(rendered(o))
+    }
 
     assert asked == {built[1]}
     assert (int(allowed[1]), int(allowed[2])) <= (major, minor) < (int(allowed[3]), 0)

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import rules
+import ray
+import reading
 import yaml
 from ray._private.runtime_env.packaging import create_package
 
 LIMIT = 5 * 10**6
-RUNTIME_ENV = rules.ROOT / "cluster" / "runtime_env.yaml"
-DOCKERFILE = rules.ROOT / "cluster" / "Dockerfile"
+RUNTIME_ENV = reading.ROOT / "cluster" / "runtime_env.yaml"
+DOCKERFILE = reading.ROOT / "cluster" / "Dockerfile"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive that `ray job submit --working-dir .` would send."""
     path = tmp_path_factory.mktemp("upload") / "package.zip"
     create_package(
-        str(rules.ROOT),
+        str(reading.ROOT),
         path,
         include_gitignore=True,
         excludes=yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))["excludes"],
@@ -54,13 +55,13 @@ def test_the_runtime_environment_holds_no_secrets() -> None:
 
 
 def test_the_image_has_what_an_upload_has_and_the_hook_of_its_pods() -> None:
-    kept = _lines(rules.ROOT / ".dockerignore")
+    kept = _lines(reading.ROOT / ".dockerignore")
 
     assert kept[0] == "*"
     assert {"!dfka_dist", "!jobs", "!cluster/leave.py", "!pyproject.toml"} <= {*kept}
     for line in kept:
         if line.startswith("!"):
-            assert (rules.ROOT / line[1:]).exists(), line
+            assert (reading.ROOT / line[1:]).exists(), line
 
 
 def test_the_image_is_built_in_stages_for_a_user_who_is_not_root() -> None:
@@ -75,7 +76,7 @@ def test_the_image_is_built_in_stages_for_a_user_who_is_not_root() -> None:
 
 
 def test_what_the_image_copies_is_let_in() -> None:
-    text, kept = DOCKERFILE.read_text(encoding="utf-8"), _lines(rules.ROOT / ".dockerignore")
+    text, kept = DOCKERFILE.read_text(encoding="utf-8"), _lines(reading.ROOT / ".dockerignore")
 
     for sources in re.findall(r"^COPY ((?:[\w./]+ )+)\S+$", text, re.MULTILINE):
         for source in sources.split():
@@ -83,7 +84,7 @@ def test_what_the_image_copies_is_let_in() -> None:
 
 
 def test_the_image_asks_for_the_torch_that_the_package_does() -> None:
-    asked = re.search(r'"(torch[^"]+)"', (rules.ROOT / "pyproject.toml").read_text("utf-8"))
+    asked = re.search(r'"(torch[^"]+)"', (reading.ROOT / "pyproject.toml").read_text("utf-8"))
 
     assert asked is not None
     assert f'"{asked[1]}"' in DOCKERFILE.read_text(encoding="utf-8")
@@ -122,13 +123,22 @@ def test_a_pod_knows_its_node_and_whether_anything_works_there(leave: ModuleType
     assert leave.own_node([[], ["bash"], raylet]) == "abc"
     assert leave.own_node([["bash"]]) is None
     assert leave.working([["ray::TeacherServer.forward"]])
-    assert not leave.working([["ray::IDLE"], ["bash"], []])
+    idle = ["ray::IDLE", "ray::DashboardAgent", "ray::_AutoscalingCoordinatorActor", "bash"]
+    assert not leave.working([*([name] for name in idle), []])
+
+
+def test_servers_and_workers_are_called_what_a_pod_looks_for(leave: ModuleType) -> None:
+    workers = Path(ray.__file__).parent / "train/v2/_internal/execution/worker_group/worker.py"
+    servers = reading.ROOT / "dfka_dist" / "teachers" / "server.py"
+
+    for name, file in zip(leave.AT_WORK, (servers, workers), strict=True):
+        assert f"class {name.removeprefix('ray::')}" in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def leave() -> ModuleType:
     """cluster/leave.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("leave", rules.ROOT / "cluster" / "leave.py")
+    spec = importlib.util.spec_from_file_location("leave", reading.ROOT / "cluster" / "leave.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -138,7 +148,7 @@ def leave() -> ModuleType:
 def test_nothing_of_a_cluster_is_hidden_from_git() -> None:
     ran = subprocess.run(
         ["git", "check-ignore", "cluster/kubernetes/base/kustomization.yaml", ".dockerignore"],
-        cwd=rules.ROOT,
+        cwd=reading.ROOT,
         capture_output=True,
         check=False,
     )
