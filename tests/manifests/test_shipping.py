@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,16 @@ from ray._private.runtime_env.packaging import create_package
 
 LIMIT = 5 * 10**6
 RUNTIME_ENV = reading.ROOT / "cluster" / "runtime_env.yaml"
+DRIVER = """
+import pathlib, signal, sys, time
+def keep(*_):
+    time.sleep(0.5)
+    pathlib.Path("kept").touch()
+    sys.exit(4)
+signal.signal(signal.SIGTERM, keep)
+pathlib.Path("begun").touch()
+time.sleep(60)
+"""
 DOCKERFILE = reading.ROOT / "cluster" / "Dockerfile"
 
 
@@ -125,6 +137,27 @@ def test_a_pod_knows_its_node_and_whether_anything_works_there(leave: ModuleType
     assert leave.working([["ray::TeacherServer.forward"]])
     idle = ["ray::IDLE", "ray::DashboardAgent", "ray::_AutoscalingCoordinatorActor", "bash"]
     assert not leave.working([*([name] for name in idle), []])
+
+
+def test_a_stopped_pod_waits_for_the_drivers_checkpoint(tmp_path: Path) -> None:
+    """Among processes of its own: the hook tells every driver that it sees."""
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("this needs the right to make a namespace of processes")
+    driver = tmp_path / "jobs" / "amalgamate.py"
+    driver.parent.mkdir()
+    driver.write_text(DRIVER, encoding="utf-8")
+    hook = f"{sys.executable} {reading.ROOT / 'cluster' / 'leave.py'} 30"
+    begin = f"{sys.executable} {driver} & until test -e begun; do sleep 0.1; done"
+
+    ran = subprocess.run(
+        [*apart, "sh", "-c", f"{begin}; {hook}; test -e kept"],
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+
+    assert ran.returncode == 0
 
 
 def test_servers_and_workers_are_called_what_a_pod_looks_for(leave: ModuleType) -> None:
