@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +85,11 @@ class Job:
     name: str
     process: subprocess.Popen[str]
     folder: str
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it to the driver."""
+        for driver in psutil.Process(self.process.pid).children():  # of nsenter
+            driver.send_signal(number)
 
     def steps(self) -> list[int]:
         """That it has told of."""

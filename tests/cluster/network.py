@@ -1,5 +1,5 @@
-"""Nodes on one machine that share nothing but a wire: each in a network and a mount namespace of
-its own, with a private /tmp, home and /dev/shm, joined by a bridge."""
+"""Nodes on one machine that share nothing but a wire: each in a network, a mount and a process
+namespace of its own, with a private /tmp, home and /dev/shm, joined by a bridge."""
 
 from __future__ import annotations
 
@@ -63,20 +63,24 @@ class Node:
         script = FURNISH.format(
             shared=" ".join(map(str, _shared())), private=" ".join(PRIVATE), extensions=EXTENSIONS
         )
-        command = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", script]
+        # Of its own processes too: Ray looks among them for its address.
+        kinds = ["--mount", "--net", "--pid", "--fork", "--mount-proc", "--propagation=private"]
+        command = ["unshare", *kinds, "--kill-child", "sh", "-c", script]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n", "the node could not be furnished"
+        (inner,) = psutil.Process(self._holder.pid).children()
+        self._pid = inner.pid
         _do("ip", "link", "add", self.wire, "type", "veth", "peer", "name", "eth0",
-            "netns", self._holder.pid)  # fmt: skip
+            "netns", self._pid)  # fmt: skip
         _do("ip", "link", "set", self.wire, "master", BRIDGE, "up")
-        inside = ["nsenter", "--net", "--target", str(self._holder.pid)]
+        inside = ["nsenter", "--net", "--target", str(self._pid)]
         _do(*inside, "ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         _do(*inside, "ip", "link", "set", "eth0", "up")
 
     def command(self, *words: str | Path) -> list[str]:
         """What runs a command there."""
-        target = ["nsenter", "--mount", "--net", "--target", str(self._holder.pid)]
+        target = ["nsenter", "--mount", "--net", "--pid", "--target", str(self._pid)]
         return [*target, f"--wdns={REPOSITORY}", *map(str, words)]
 
     def start(
@@ -87,16 +91,12 @@ class Node:
 
     def path(self, place: str) -> Path:
         """A file of the node's, as it is seen from here."""
-        return Path(f"/proc/{self._holder.pid}/root{place}")
+        return Path(f"/proc/{self._pid}/root{place}")
 
     def processes(self) -> list[psutil.Process]:
         """All that run there, but for the one that holds the node."""
-        own = _namespace(self._holder.pid)
-        return [
-            p
-            for p in psutil.process_iter()
-            if p.pid != self._holder.pid and _namespace(p.pid) == own
-        ]
+        own = _namespace(self._pid)
+        return [p for p in psutil.process_iter() if p.pid != self._pid and _namespace(p.pid) == own]
 
     def kill(self) -> None:
         """Let everything that runs there die at once; the node can be used again."""

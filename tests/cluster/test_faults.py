@@ -17,7 +17,8 @@ def _fair_weather(nodes: Cluster) -> Iterator[None]:
     yield
     nodes.store.is_unavailable = lambda path: False
     for job in nodes.jobs:
-        job.process.kill()
+        if job.process.poll() is None:
+            job.signal(signal.SIGKILL)
 
 
 def as_undisturbed(job: Job, undisturbed: Job, nodes: Cluster) -> None:
@@ -36,7 +37,7 @@ def test_an_undisturbed_run_leaves_nothing(nodes: Cluster, undisturbed: Job) -> 
 def test_a_run_that_is_stopped_goes_on_where_it_stopped(nodes: Cluster, undisturbed: Job) -> None:
     job = nodes.start("stopped")
     job.wait_for_step(MIDDLE)
-    job.process.send_signal(signal.SIGTERM)
+    job.signal(signal.SIGTERM)
     ended = job.end()
     assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
     assert nodes.left() == []
@@ -83,7 +84,8 @@ def test_a_run_whose_driver_died_goes_on_from_another_node_and_an_older_checkpoi
 ) -> None:
     job = nodes.start("driver-killed")
     job.wait_for_step(MIDDLE)
-    job.process.kill()
+    job.signal(signal.SIGKILL)
+    job.end()
     nodes.left(killed=True)
     newest = nodes.store.paths("runs/driver-killed/checkpoint-000000012")[0]
     nodes.store.truncate(newest)
