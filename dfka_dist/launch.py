@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError, Interrupted, RunFailed
 from dfka_dist.loading import dump, parse
 from dfka_dist.notices import Inbox, News, NoticeBoard, Warner
+from dfka_dist.teachers.pool import beside_the_driver
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
@@ -90,7 +90,8 @@ def amalgamate(
         Interrupted: they were stopped.
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
-    conductor = ray.remote(_Conductor).options(num_cpus=0, max_concurrency=2).remote()
+    options = {"num_cpus": 0, "max_concurrency": 2} | beside_the_driver()
+    conductor = ray.remote(_Conductor).options(**options).remote()
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
             running = conductor.fit.remote(config, (teachers, start, shelf), storage)
@@ -192,7 +193,7 @@ def _work(settings: dict[str, Any]) -> None:
     """One worker of the trainer."""
     config = parse(yaml.safe_load(settings["config"]))
     training = config.training
-    cores = max(1, (os.cpu_count() or 1) - 1)  # one is left to the teachers
+    cores = max(1, machine.cores() - 1)  # one is left to the teachers
     context = ray.train.get_context()
     machine.compute_with(training.threads or max(1, cores // context.get_local_world_size()))
     device = ray.train.torch.get_device() if training.worker_gpus else torch.device("cpu")

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import threading
+from pathlib import Path
 
 import torch
 
@@ -16,8 +17,26 @@ KEPT = 1 << 30
 """Bytes that a process keeps for the next batch; a single array above it is given back."""
 AHEAD = 1 << 26
 """Bytes that it takes from the system at once."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of the processors, in a control group of the second version."""
 BEHIND = 10
 """Steps of niceness by which a thread gives way."""
+
+
+def cores(quota: Path = QUOTA) -> int:
+    """That this process may use, where that is less than there are: by affinity, or in a
+    container.
+
+    Args:
+        quota: control group's file: microseconds of computing, or max, in a period of others.
+    """
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        share, period = quota.read_text(encoding="ascii").split()
+        allowed = max(1, int(share) // int(period))
+    except (OSError, ValueError):  # there is none, or it says max
+        return here or 1
+    return min(here or 1, allowed)
 
 
 def compute_with(threads: int) -> None:

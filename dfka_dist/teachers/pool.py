@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -28,6 +29,11 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds that a figure about the servers is waited for."""
+
+
+def beside_the_driver() -> dict[str, Any]:
+    """Options of an actor that is lost with this process's node and no other."""
+    return {"label_selector": {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}}
 
 
 class TeacherPool:
@@ -156,7 +162,9 @@ class TeacherPool:
         server = ray.remote(TeacherServer)
         self._store = (
             ray.remote(WeightStore)
-            .options(name=f"{self._name}-weights", num_cpus=0, max_restarts=0)
+            .options(
+                name=f"{self._name}-weights", num_cpus=0, max_restarts=0, **beside_the_driver()
+            )
             .remote(dict(self._weights))
         )
         specs = {spec.name: spec for spec in self._specs}

@@ -7,7 +7,6 @@ may read what the other side writes: then the numbers are the same bits in eithe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -45,8 +44,7 @@ class Aside:
         more than the cores there are; and two threads would bring their collectives in an order
         that differs by worker.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        alone = rank_and_size()[1] == 1 and torch.get_num_threads() == 1 and (cores or 1) > 1
+        alone = rank_and_size()[1] == 1 and torch.get_num_threads() == 1 and machine.cores() > 1
         if device.type != "cpu" or not alone:
             return cls(helped=False)
         aside = cls(helped=True, wide=2)

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,8 @@ print(kept, [faults() for _ in range(20)][-1])
 PAGES = 1000
 """Many fewer than the layer's outputs have, which are 3,200 each."""
 
+HERE = machine.cores(Path("/nowhere"))
+"""Cores of this process."""
 ON_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness")
 
@@ -68,3 +71,18 @@ def test_a_thread_gives_way_to_those_that_were_there_before_it_did() -> None:
     thread.join()
     assert told == [min(19, own + machine.BEHIND)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("max 100000", HERE), ("100000 100000", 1), ("50000 100000", 1), ("9900000 100000", HERE)],
+)
+def test_a_container_may_have_fewer_cores_than_there_are(
+    tmp_path: Path, said: str, expected: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{said}\n")
+    assert machine.cores(tmp_path / "cpu.max") == expected
+
+
+def test_there_are_no_more_cores_than_the_system_lets_this_process_have() -> None:
+    assert 1 <= HERE <= (os.cpu_count() or 1)
