@@ -134,7 +134,7 @@ class TrainingSpec(Node):
     archive: str | None = None
     """Where every synthesized image is kept with the teachers' answers: a folder or pyarrow.fs
     URI."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=2**20)] = 128
     """Synthesized images a step, over all workers together."""
     micro_batch: Count | None = None
     """Most images that a teacher is asked about at once; without it all of a worker's. What a
@@ -151,7 +151,7 @@ class TrainingSpec(Node):
     overlaps under zero_optimization, and so on."""
     sampled_labels: bool = True
     """Ask for sampled label sets; otherwise eq. 5 takes the teachers' own decisions as targets."""
-    dual_steps: Annotated[int, Field(ge=1)] = 4
+    dual_steps: Annotated[int, Field(ge=1, le=1000)] = 4
     """Steps of the dual generator for each step of the generator."""
     fresh_every: Count = 2
     """Every how-manyth image of the newest batch is in a dual batch."""
@@ -184,7 +184,7 @@ class TrainingSpec(Node):
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""
-    probe_images: Annotated[int, Field(ge=64)] = 4096
+    probe_images: Annotated[int, Field(ge=64, le=2**24)] = 4096
     """On which they are compared: of generators at four moments in equal parts, and all of them
     again mixed and moved. Kept in 32 bits; fewer make do with less memory for large images."""
     threads: Few | None = None

@@ -52,7 +52,7 @@ DataSource = Annotated[
         r"digits|(parquet|idx|folder):.+", "digits, parquet:URI, idx:FOLDER or folder:FOLDER"
     ),
 ]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 MaybeNone = Annotated[int, Field(ge=0, le=2**31)]

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,14 @@ class Node:
 
     def processes(self) -> list[psutil.Process]:
         """All that run there, but for the one that holds the node."""
-        own = _namespace(self._pid)
-        return [p for p in psutil.process_iter() if p.pid != self._pid and _namespace(p.pid) == own]
+        own, held = _namespace(self._pid), (self._pid, self._holder.pid)
+        return [p for p in psutil.process_iter() if p.pid not in held and _namespace(p.pid) == own]
 
     def kill(self) -> None:
         """Let everything that runs there die at once; the node can be used again."""
         for process in self.processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def cut(self) -> None:
         """Take the wire out."""
