@@ -30,6 +30,23 @@ torch.set_num_threads(1)
 WIDTHS = (4, 6, 8)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults",
+        choices=["some", "all"],
+        default="some",
+        help="some: one case of every mechanism; all: every row of the tables",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--faults") == "all":
+        return
+    more = [item for item in items if item.get_closest_marker("exhaustive")]
+    config.hook.pytest_deselected(items=more)
+    items[:] = [item for item in items if item not in more]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> Iterator[None]:
     """Fail a test that leaves a process group or a changed environment behind."""

@@ -160,23 +160,26 @@ class Cluster:
         ready = node.path("/tmp/ray.log")
         wait_for(lambda: "Ray runtime started" in ready.read_text(), f"Ray on {node.address}", 90)
 
-    def start(
-        self, name: str, *arguments: str, node: Node | None = None, sets: Mapping[str, Any] = {}
-    ) -> Job:
-        """Start a run of the digits preset."""
-        place, folder = node or self.head, f"/root/{name}"
+    def settings(self, name: str, sets: Mapping[str, Any]) -> list[str]:
+        """Arguments that make the digits preset a short run here."""
         values = SHORT | {
             "run.name": name,
             "run.address": self.address,
             "training.checkpoint.storage": f"s3://bucket/runs?{self.store.options}",
         }
-        changes = [a for k, v in (values | sets).items() for a in ("--set", f"{k}={v}")]
+        return [a for key, value in (values | sets).items() for a in ("--set", f"{key}={value}")]
+
+    def start(
+        self, name: str, *arguments: str, node: Node | None = None, sets: Mapping[str, Any] = {}
+    ) -> Job:
+        """Start a run of the digits preset."""
+        place, folder = node or self.head, f"/root/{name}"
         process = place.start(
             sys.executable,
             "jobs/amalgamate.py",
             "--config=jobs/presets/digits.yaml",
             f"--output={folder}",
-            *changes,
+            *self.settings(name, sets),
             *arguments,
             env=self.env,
             stdout=subprocess.PIPE,

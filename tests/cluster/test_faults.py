@@ -34,16 +34,7 @@ def test_an_undisturbed_run_leaves_nothing(nodes: Cluster, undisturbed: Job) -> 
     assert nodes.left() == []
 
 
-def test_a_run_that_is_stopped_goes_on_where_it_stopped(nodes: Cluster, undisturbed: Job) -> None:
-    job = nodes.start("stopped")
-    job.wait_for_step(MIDDLE)
-    job.signal(signal.SIGTERM)
-    ended = job.end()
-    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
-    assert nodes.left() == []
-    as_undisturbed(nodes.start("stopped", "--resume"), undisturbed, nodes)
-
-
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("title", ["ray::TeacherServer", "RayTrainWorker"])
 def test_a_process_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job, title: str) -> None:
     job = nodes.start(f"killed-{title[-6:]}")
@@ -52,6 +43,7 @@ def test_a_process_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job, 
     as_undisturbed(job, undisturbed, nodes)
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_dies_while_it_saves_leaves_the_checkpoint_before(
     nodes: Cluster, undisturbed: Job
 ) -> None:
@@ -79,21 +71,30 @@ def test_a_node_that_is_lost_and_comes_back_costs_no_more_than_time(
     as_undisturbed(job, undisturbed, nodes)
 
 
-def test_a_run_whose_driver_died_goes_on_from_another_node_and_an_older_checkpoint(
+def test_a_run_that_is_stopped_and_killed_goes_on_elsewhere_from_what_is_whole(
     nodes: Cluster, undisturbed: Job
 ) -> None:
-    job = nodes.start("driver-killed")
-    job.wait_for_step(MIDDLE)
-    job.signal(signal.SIGKILL)
-    job.end()
+    """It stops with a checkpoint; goes on; its driver dies; the newest checkpoint is broken; and
+    it goes on from the one before, its driver on another node."""
+    job = nodes.start("stopped")
+    job.wait_for_step(5)
+    job.signal(signal.SIGTERM)
+    ended = job.end()
+    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
+    assert nodes.left() == []
+    again = nodes.start("stopped", "--resume")
+    again.wait_for_step(MIDDLE)
+    again.signal(signal.SIGKILL)
+    again.end()
     nodes.left(killed=True)
-    newest = nodes.store.paths("runs/driver-killed/checkpoint-000000012")[0]
+    *_, newest = (p for p in nodes.store.paths("runs/stopped") if p.endswith("run.json"))
     nodes.store.truncate(newest)
-    again = nodes.start("driver-killed", "--resume", node=nodes.nodes[1])
-    as_undisturbed(again, undisturbed, nodes)
-    assert "passing over a checkpoint" in again.log()
+    elsewhere = nodes.start("stopped", "--resume", node=nodes.nodes[1])
+    as_undisturbed(elsewhere, undisturbed, nodes)
+    assert "passing over a checkpoint" in elsewhere.log()
 
 
+@pytest.mark.exhaustive
 def test_a_storage_that_fails_costs_one_checkpoint(nodes: Cluster, undisturbed: Job) -> None:
     nodes.store.is_unavailable = lambda path: "checkpoint-000000018/run.json" in path
     job = nodes.start("unavailable")

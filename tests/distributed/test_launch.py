@@ -151,6 +151,7 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(
     assert difference.norm() < 0.01 * flat(outcome.state).norm()
 
 
+@pytest.mark.exhaustive  # tests/cluster shows it too
 def test_two_workers_go_on_from_a_checkpoint_bit_for_bit(
     two_workers: Launched, halfway: FolderShelf, teachers: ServedTeachers
 ) -> None:

@@ -34,7 +34,7 @@ DEPTHS = (0, 1, 2, 3)
 TOLERANCE = 1e-6
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def pool(
     request: pytest.FixtureRequest, specs: dict[str, TeacherSpec], make_pool: MakePool
 ) -> Iterator[TeacherPool]:
@@ -181,7 +181,7 @@ def pair(specs: dict[str, TeacherSpec], make_pool: MakePool) -> Iterator[Teacher
         yield pool
 
 
-@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize("shard", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_replica_that_lost_a_shard_for_good_is_not_asked_again(
     pair: TeacherPool, local: LocalTeachers, shard: int
 ) -> None:

@@ -83,10 +83,10 @@ def ctrl_c_twice(process: subprocess.Popen[str]) -> None:
     ctrl_c(process)
 
 
-STOPS = [ctrl_c, ctrl_c_twice]
+STOPS = [ctrl_c, pytest.param(ctrl_c_twice, marks=pytest.mark.exhaustive)]
 
 
-@pytest.fixture(scope="module", params=STOPS, ids=lambda stop: stop.__name__)
+@pytest.fixture(scope="module", params=STOPS, ids=["ctrl_c", "ctrl_c_twice"])
 def stopped(
     request: pytest.FixtureRequest,
     write: Callable[..., Path],

@@ -108,8 +108,8 @@ def test_a_run_that_does_not_wait_is_refused_with_what_is_there(
     "wrong",
     [
         {"RAY_AUTH_TOKEN": "a" * 64},
-        {"RAY_AUTH_MODE": "disabled"},
-        {"RAY_AUTH_TOKEN_PATH": "/nowhere/at/all"},
+        pytest.param({"RAY_AUTH_MODE": "disabled"}, marks=pytest.mark.exhaustive),
+        pytest.param({"RAY_AUTH_TOKEN_PATH": "/nowhere/at/all"}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_without_the_clusters_token_is_refused(

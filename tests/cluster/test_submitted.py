@@ -1,0 +1,46 @@
+"""`ray job submit` as the README has it, to a cluster that asks for its token."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from cluster import PATIENCE, Cluster, Ended
+
+SUBMIT = (
+    *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
+    *("--working-dir", ".", "--runtime-env", "cluster/runtime_env.yaml", "--"),
+    *("python", "jobs/amalgamate.py", "--config", "jobs/presets/digits.yaml", "--resume"),
+)
+
+
+def submitted(nodes: Cluster, *more: str, env: Mapping[str, str] = {}) -> Ended:
+    """A job that is over, submitted from the head."""
+    done = subprocess.run(
+        nodes.head.command(*SUBMIT, *more),
+        env=nodes.env | {"RAY_ADDRESS": "http://127.0.0.1:8265"} | env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_submitted_job_shows_its_progress_and_ends_with_its_result(nodes: Cluster) -> None:
+    ended = submitted(nodes, *nodes.settings("submitted", {"run.address": "auto"}))
+    assert ended.code == 0, ended.out + ended.err
+    assert "joint  24/24" in ended.out and "the teachers side by side" in ended.out
+    assert nodes.store.paths("runs/submitted/checkpoint-000000036")
+    assert nodes.left(killed=True) == []
+
+
+def test_a_submitted_job_that_is_refused_ends_with_code_1_and_its_one_line(nodes: Cluster) -> None:
+    ended = submitted(nodes, "--set", "training.stepz=3")
+    assert ended.code == 1, "that of ray job submit for a job that failed"
+    assert "error: training.stepz: unknown key (did you mean 'steps'?)" in ended.out
+
+
+def test_without_the_token_nothing_is_submitted(nodes: Cluster) -> None:
+    ended = submitted(nodes, env={"RAY_AUTH_TOKEN": "b" * 64})
+    assert ended.code != 0 and "oken" in ended.out + ended.err
