@@ -34,6 +34,29 @@ def test_an_undisturbed_run_leaves_nothing(nodes: Cluster, undisturbed: Job) -> 
     assert nodes.left() == []
 
 
+def test_a_run_that_is_stopped_and_killed_goes_on_elsewhere_from_what_is_whole(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    """It stops with a checkpoint; goes on; its driver dies; the newest checkpoint is broken; and
+    it goes on from the one before, its driver on another node."""
+    job = nodes.start("stopped")
+    job.wait_for_step(5)
+    job.signal(signal.SIGTERM)
+    ended = job.end()
+    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
+    assert nodes.left() == []
+    again = nodes.start("stopped", "--resume")
+    again.wait_for_step(MIDDLE)
+    again.signal(signal.SIGKILL)
+    again.end()
+    nodes.left(killed=True)
+    *_, newest = (p for p in nodes.store.paths("runs/stopped") if p.endswith("run.json"))
+    nodes.store.truncate(newest)
+    elsewhere = nodes.start("stopped", "--resume", node=nodes.nodes[1])
+    as_undisturbed(elsewhere, undisturbed, nodes)
+    assert "passing over a checkpoint" in elsewhere.log()
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("title", ["ray::TeacherServer", "RayTrainWorker"])
 def test_a_process_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job, title: str) -> None:
@@ -69,29 +92,6 @@ def test_a_node_that_is_lost_and_comes_back_costs_no_more_than_time(
     lost.kill()
     nodes.raise_node(lost)
     as_undisturbed(job, undisturbed, nodes)
-
-
-def test_a_run_that_is_stopped_and_killed_goes_on_elsewhere_from_what_is_whole(
-    nodes: Cluster, undisturbed: Job
-) -> None:
-    """It stops with a checkpoint; goes on; its driver dies; the newest checkpoint is broken; and
-    it goes on from the one before, its driver on another node."""
-    job = nodes.start("stopped")
-    job.wait_for_step(5)
-    job.signal(signal.SIGTERM)
-    ended = job.end()
-    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
-    assert nodes.left() == []
-    again = nodes.start("stopped", "--resume")
-    again.wait_for_step(MIDDLE)
-    again.signal(signal.SIGKILL)
-    again.end()
-    nodes.left(killed=True)
-    *_, newest = (p for p in nodes.store.paths("runs/stopped") if p.endswith("run.json"))
-    nodes.store.truncate(newest)
-    elsewhere = nodes.start("stopped", "--resume", node=nodes.nodes[1])
-    as_undisturbed(elsewhere, undisturbed, nodes)
-    assert "passing over a checkpoint" in elsewhere.log()
 
 
 @pytest.mark.exhaustive
