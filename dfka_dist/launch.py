@@ -59,8 +59,6 @@ class _Conductor(NoticeBoard):
             _trainer(config, given, own, storage).fit()
         except Exception:  # the driver raises, and knows whether a worker has said more
             return traceback.format_exc()
-        finally:
-            shutil.rmtree(storage, ignore_errors=True)
         return None
 
 
@@ -164,6 +162,7 @@ def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> T
             "given": given,
             "conductor": conductor,
             "storage": storage,
+            "home": ray.get_runtime_context().get_node_id(),
         },
         scaling_config=_scaling(config),
         run_config=TrainRunConfig(
@@ -210,7 +209,9 @@ def _work(settings: dict[str, Any]) -> None:
         inbox.end(error)
         return
     finally:
-        shutil.rmtree(settings["storage"], ignore_errors=True)  # this node's, if it has one
+        if ray.get_runtime_context().get_node_id() != settings["home"]:
+            # Ray Train makes its folder on every node; the driver's is the driver's to remove.
+            shutil.rmtree(settings["storage"], ignore_errors=True)
         if shelf is not None:
             shelf.close()
     if first:

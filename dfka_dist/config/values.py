@@ -52,7 +52,8 @@ DataSource = Annotated[
         r"digits|(parquet|idx|folder):.+", "digits, parquet:URI, idx:FOLDER or folder:FOLDER"
     ),
 ]
-Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=3e38, allow_inf_nan=False)]
+"""As far as 32 bits go."""
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 MaybeNone = Annotated[int, Field(ge=0, le=2**31)]

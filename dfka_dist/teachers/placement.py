@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dfka_dist.config import RunConfig
@@ -45,9 +45,9 @@ class PlacementPlan:
     """What each server takes of its bundle."""
     workers: tuple[Resources, ...]
     """One for each worker of the trainer, as many as there must be."""
-    most_workers: int
+    most_workers: int = 0
     """As there may be."""
-    server_labels: Mapping[str, str]
+    server_labels: Mapping[str, str] = field(default_factory=dict)
     """That nodes of servers have."""
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from dfka_dist.errors import NotKept, RunFailed
+from dfka_dist.errors import InputError, NotKept, RunFailed
 from dfka_dist.places import UNREACHABLE, Place
 from dfka_dist.training.checkpoint import LASTING, RUN, BrokenCheckpoint, Reading
 from dfka_dist.training.collectives import rank_and_size, said_by_any
@@ -109,7 +109,11 @@ class FolderShelf:
         Raises:
             RunFailed: they cannot be reached.
         """
-        for step in reversed(self.steps()):
+        try:
+            steps = self.steps()
+        except InputError as error:
+            raise RunFailed(str(error)) from None
+        for step in reversed(steps):
             try:
                 return self._taken_down(step)
             except BrokenCheckpoint as error:
@@ -174,7 +178,8 @@ class FolderShelf:
 
     def _taken_down(self, step: int) -> Reading:
         """A checkpoint on this machine's disk."""
-        place = Path(self._root) if self.place.is_local else self._own
+        # Apart from what is on its way there: that is moved, and this is still read.
+        place = Path(self._root) if self.place.is_local else self._own / "taken"
         folder, lasting = place / _name(step), place / LASTING
         if not self.place.is_local:
             self._get(f"{self._root}/{_name(step)}", folder)

@@ -47,6 +47,8 @@ class Player:
         rank, size = rank_and_size()
         writing = Writing(place, place / "lasting", rank, size, {})
         self.engine.save(writing, "player")
+        if size > 1:
+            torch.distributed.barrier()  # they share a folder here, as nowhere else
         writing.close({})
 
     def return_to(self, place: Path) -> tuple[Tensor, Tensor]:

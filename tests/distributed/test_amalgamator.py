@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(
 def test_weights_that_make_the_loss_overflow_end_the_run(
     tiny: Callable[..., RunConfig], load: Callable[[RunConfig], LocalTeachers]
 ) -> None:
-    config = tiny().model_copy(update={"losses": LossWeights(one_hot=1e300)})
+    config = tiny().model_copy(update={"losses": LossWeights(one_hot=3e38, batch_norm=3e38)})
     with pytest.raises(NonFiniteLoss, match=r"^the loss is not finite: the weighted sum$"):
         Amalgamator(config, load(config), [].append).run()
 
