@@ -36,9 +36,9 @@ from dfka_dist.training.shelf import FolderShelf
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-PATIENCE = 15.0
-"""Seconds that all workers have to end when one has told why."""
-
+PATIENCE = 45.0
+"""Seconds that all workers have to end when one has told why. Ray Train that is killed before its
+workers have ended leaves its placement group, on a cluster without a dashboard for good."""
 
 Given = tuple[ServedTeachers | SilentTeachers, dict[str, torch.Tensor] | None, FolderShelf | None]
 """What workers are given: the teachers, the state of a target to go on with, and the place of their

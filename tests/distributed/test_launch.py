@@ -27,7 +27,7 @@ from dfka_dist.training.shelf import FolderShelf
 from distributed.conftest import MakePool, alive, left_since
 
 Tiny = Callable[..., RunConfig]
-SOON = 30.0
+SOON = 60.0
 """Seconds; a collective would wait for 600."""
 
 
