@@ -58,7 +58,7 @@ def parse(tree: object) -> RunConfig:
 
 def _refuse_passwords(tree: object, key: str) -> None:
     """What is configured is written to reports, logs and checkpoints."""
-    if isinstance(tree, str) and re.search(r"://[^/\s]*:[^/\s]*@", tree):
+    if isinstance(tree, str) and re.search(r"://[^\s?]*:[^\s?]*@", tree):
         remedy = "none in the URI; AWS_ACCESS_KEY_ID and so on in the environment, or a role"
         raise InputError(key, "holds a password", remedy)
     if key.count(".") > _DEEP:

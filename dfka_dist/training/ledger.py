@@ -132,12 +132,12 @@ class Ledger:
         kept = True
         if stops or step % self._spec.every == 0:
             settle()
-            kept = self._keep(self._shelf)
+            kept = self._keep(self._shelf, stops=stops)
         if stops:
             what = "with a checkpoint" if kept else "without a checkpoint"
             raise Interrupted(f"stopped {what} at step {step}; --resume goes on from the newest")
 
-    def _keep(self, shelf: Shelf) -> bool:
+    def _keep(self, shelf: Shelf, *, stops: bool) -> bool:
         """Make a checkpoint; whether it could be written."""
         told = dict(self._told)
         try:
@@ -145,9 +145,9 @@ class Ledger:
         except NotKept as error:
             self._told.clear()
             self._told.update(told)
-            if self._spec.on_failure == "end":
+            if self._spec.on_failure == "end" and not stops:
                 raise
-            log.warning("%s; the run goes on", error)
+            log.warning("%s; the run %s", error, "stops" if stops else "goes on")
             return False
         return True
 

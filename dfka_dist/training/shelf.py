@@ -81,8 +81,10 @@ class FolderShelf:
                 with self._files.open_input_stream(f"{self._root}/{_name(step)}/{RUN}") as file:
                     told: dict[str, Any] = json.loads(file.read())
                     return told
-            except (OSError, ValueError):
+            except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeError):
                 continue
+            except UNREACHABLE as error:
+                raise self.place.unreachable(error) from None
         return None
 
     def begin(self, *, anew: bool) -> None:
@@ -99,9 +101,18 @@ class FolderShelf:
         self.place.make()
 
     def clear(self) -> None:
-        """Let all checkpoints go."""
-        if self._files.get_file_info(self._root).type != fs.FileType.NotFound:
-            self._files.delete_dir(self._root)
+        """Let all checkpoints go, and nothing else that lies there.
+
+        Raises:
+            InputError: they cannot be removed.
+        """
+        inside = fs.FileSelector(self._root, allow_not_found=True)
+        try:
+            for info in self._files.get_file_info(inside):
+                if info.base_name == LASTING or _NAMED.fullmatch(info.base_name):
+                    self._files.delete_dir(info.path)
+        except UNREACHABLE as error:
+            raise self.place.unreachable(error) from None
 
     def newest(self) -> Reading | None:
         """See `ledger.Shelf`; those that are broken are passed over, with a warning.
@@ -148,7 +159,9 @@ class FolderShelf:
             self._put(self.lasting(), f"{self._root}/{LASTING}")
             self._put(folder, there)
 
-        failure = said_by_any(self._tried(put))
+        # Of a save that was interrupted, perhaps by more workers, nothing may stay in it.
+        failure = said_by_any(self._tried(lambda: self._remove(there)))
+        failure = failure or said_by_any(self._tried(put))
         if failure is not None:
             if rank_and_size()[0] == 0:
                 self._tried(lambda: self._files.delete_dir(there))
@@ -157,6 +170,13 @@ class FolderShelf:
             failure = self._tried(lambda: self._tidy(global_step))
             if failure is not None:
                 log.warning("older checkpoints stay in %s: %s", self, failure)
+
+    def _remove(self, folder: str) -> None:
+        if (
+            rank_and_size()[0] == 0
+            and self._files.get_file_info(folder).type != fs.FileType.NotFound
+        ):
+            self._files.delete_dir(folder)
 
     def _tried(self, write: Callable[[], None]) -> str | None:
         """Write; what kept it from being done."""

@@ -384,6 +384,7 @@ def test_set_that_cannot_be_applied_is_refused(tmp_path: Path, assignment: str, 
         ("training.archive", "s3://me:secret@bucket/images"),
         ("evaluations.mine.source", "parquet:s3://me:secret@bucket/test.parquet"),
         ("teachers.0.weights", "s3://me:secret@bucket/one.pt"),
+        ("teachers.0.weights", "s3://me:with/secret@bucket/one.pt"),
     ],
 )
 def test_a_password_is_refused_and_not_repeated(tmp_path: Path, key: str, uri: str) -> None:

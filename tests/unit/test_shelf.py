@@ -94,9 +94,10 @@ def test_it_can_be_sent_elsewhere(shelf: FolderShelf) -> None:
 
 
 def test_it_can_be_cleared(shelf: FolderShelf, root: Path) -> None:
+    (root / "other").mkdir()
     shelf.clear()
     shelf.clear()
-    assert not root.exists()
+    assert [place.name for place in root.iterdir()] == ["other"], "which is not ours"
 
 
 def test_a_password_is_in_no_message() -> None:
