@@ -207,7 +207,12 @@ def _work(settings: dict[str, Any]) -> None:
     except DfkaError as error:
         # It is no failure of Ray Train's, which would start the workers again.
         inbox.end(error)
+        _let_the_others_go()
         return
+    except RuntimeError:  # torch's, where another worker has left a collective
+        if inbox.is_over():
+            return
+        raise
     finally:
         if ray.get_runtime_context().get_node_id() != settings["home"]:
             # Ray Train makes its folder on every node; the driver's is the driver's to remove.
@@ -216,6 +221,13 @@ def _work(settings: dict[str, Any]) -> None:
             shelf.close()
     if first:
         inbox.end(outcome)
+
+
+def _let_the_others_go() -> None:
+    """A collective in which others wait for this worker fails there, instead of lasting until
+    `training.timeout`."""
+    if torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def _scaling(config: RunConfig) -> ScalingConfig:

@@ -54,6 +54,10 @@ class NoticeBoard:
         """The run is over; the first word counts."""
         self._news.end = self._news.end or end
 
+    def is_over(self) -> bool:
+        """Whether a worker has said how it ended."""
+        return self._news.end is not None
+
     def collect(self) -> News:
         """What is new, and what stays as it is."""
         news = self._news
@@ -100,6 +104,11 @@ class Inbox:
             self._stops = ray.get(self._asked)
             self._asked, self._asked_at = self._board.stops.remote(), time.monotonic()
         return self._stops
+
+    def is_over(self) -> bool:
+        """Whether a worker has said how the run ended."""
+        over: bool = ray.get(self._board.is_over.remote())
+        return over
 
     def end(self, end: End) -> None:
         """The run is over; returns when that has arrived, behind all that was told before."""
