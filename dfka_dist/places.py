@@ -85,8 +85,8 @@ class Place:
         """Whether it is a path of this machine, which others may not share."""
         return bool(self.files.type_name == "local")
 
-    def shards(self) -> list[str]:
-        """Names of the complete Parquet files, sorted.
+    def names(self) -> list[str]:
+        """Of all that lies there, sorted.
 
         Raises:
             InputError: the place cannot be listed.
@@ -95,7 +95,15 @@ class Place:
             inside = self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
         except UNREACHABLE as error:
             raise self.unreachable(error) from None
-        return sorted(info.base_name for info in inside if info.base_name.endswith(ENDING))
+        return sorted(info.base_name for info in inside)
+
+    def shards(self) -> list[str]:
+        """Names of the complete Parquet files, sorted.
+
+        Raises:
+            InputError: the place cannot be listed.
+        """
+        return [name for name in self.names() if name.endswith(ENDING)]
 
     def exists(self) -> bool:
         """Whether there is anything at this place."""

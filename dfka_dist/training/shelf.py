@@ -67,11 +67,7 @@ class FolderShelf:
         Raises:
             InputError: the place cannot be listed.
         """
-        try:
-            inside = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        except UNREACHABLE as error:
-            raise self.place.unreachable(error) from None
-        found = (_NAMED.fullmatch(info.base_name) for info in inside)
+        found = map(_NAMED.fullmatch, self.place.names())
         return sorted(int(match[1]) for match in found if match)
 
     def told(self) -> dict[str, Any] | None:
