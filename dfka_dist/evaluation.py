@@ -305,3 +305,12 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 def _rounded(value: float | None) -> float | None:
     # A ratio of two tiny numbers may overflow, and JSON knows no infinity.
     return round(value, 6) if value is not None and math.isfinite(value) else None
+
+
+def spearman(own: Sequence[float], true: Sequence[float]) -> float:
+    """Rank correlation of two scores of the same things."""
+    # Imported here because it takes seconds and loads half of the installed packages with it.
+    from torchmetrics.functional import spearman_corrcoef
+
+    ranks = spearman_corrcoef(*(torch.tensor(list(each)).double() for each in (own, true)))
+    return round(float(ranks), 4)

@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -31,6 +32,7 @@ from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
+from dfka_dist.training.probe import Contest
 from dfka_dist.training.shelf import FolderShelf
 
 log = logging.getLogger(__name__)
@@ -40,9 +42,17 @@ PATIENCE = 45.0
 """Seconds that all workers have to end when one has told why. Ray Train that is killed before its
 workers have ended leaves its placement group, on a cluster without a dashboard for good."""
 
-Given = tuple[ServedTeachers | SilentTeachers, dict[str, torch.Tensor] | None, FolderShelf | None]
-"""What workers are given: the teachers, the state of a target to go on with, and the place of their
-checkpoints."""
+
+@dataclass(frozen=True)
+class Given:
+    """What workers are given."""
+
+    teachers: ServedTeachers | SilentTeachers
+    start: dict[str, torch.Tensor] | None
+    """State of a target to go on with."""
+    shelf: FolderShelf | None
+    """Place of their checkpoints."""
+    contest: Contest | None
 
 
 class _Conductor(NoticeBoard):
@@ -70,6 +80,7 @@ def amalgamate(
     shelf: FolderShelf | None = None,
     stopping: Callable[[], bool] = lambda: False,
     on_warning: Callable[[str], None] = log.warning,
+    contest: Contest | None = None,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
@@ -83,16 +94,19 @@ def amalgamate(
         shelf: of the run's checkpoints.
         stopping: whether workers are to make a checkpoint and stop; a node of theirs that the
             cluster is about to take away says so too.
+        contest: in which the run takes part.
 
     Raises:
         Interrupted: they were stopped.
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
     options = {"num_cpus": 0, "max_concurrency": 2} | beside_the_driver()
+    options["scheduling_strategy"] = "DEFAULT"  # and not within the placement group of a trial
+    given = Given(teachers, start, shelf, contest)
     conductor = ray.remote(_Conductor).options(**options).remote()
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
-            running = conductor.fit.remote(config, (teachers, start, shelf), storage)
+            running = conductor.fit.remote(config, given, storage)
             grace = config.training.checkpoint.grace
             watch = _Watch(conductor, running, stopping, grace)
             return watch.to_the_end(on_record, on_warning)
@@ -200,9 +214,19 @@ def _work(settings: dict[str, Any]) -> None:
     inbox = Inbox(settings["conductor"])
     if first:
         logging.getLogger("dfka_dist").addHandler(Warner(inbox))
-    teachers, start, shelf = settings["given"]
+    given: Given = settings["given"]
+    shelf = given.shelf
     try:
-        made = Amalgamator(config, teachers, inbox.post, device, start, shelf, inbox.stopping)
+        made = Amalgamator(
+            config,
+            given.teachers,
+            inbox.post,
+            device,
+            given.start,
+            shelf,
+            inbox.stopping,
+            given.contest,
+        )
         outcome = made.run()
     except DfkaError as error:
         # It is no failure of Ray Train's, which would start the workers again.

@@ -139,7 +139,7 @@ def write_report(
         by_label: whether each row of samples is a label's.
     """
     samples = folder / "samples.png"
-    page = _templates().get_template("report.html.j2")
+    page = templates().get_template("report.html.j2")
     html = page.render(
         result=result,
         configuration=configuration,
@@ -159,7 +159,7 @@ def write_model_card(folder: Path, result: Mapping[str, Any], code: Sequence[str
     Args:
         code: modules without which the network cannot be loaded.
     """
-    template = _templates().get_template("model_card.md.j2")
+    template = templates().get_template("model_card.md.j2")
     card = template.render(result=result, code=list(code))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -223,7 +223,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """Pages of this package; what is put in is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dfka_dist", "templates"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),

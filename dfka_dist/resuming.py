@@ -96,10 +96,19 @@ def refuse_another(shelf: FolderShelf, own: Mapping[str, Any]) -> None:
     told = shelf.told()
     if told is None:
         return
-    before, now = (dict(_flat(each)) for each in (told["identity"], own))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            what = f"is {now.get(key)} and was {before.get(key)} when the run began"
+    refuse_difference(told["identity"], own)
+
+
+def refuse_difference(before: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Make sure that two identities are the same.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    then, now = (dict(_flat(each)) for each in (before, own))
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            what = f"is {now.get(key)} and was {then.get(key)} when the run began"
             raise InputError(key, what, "the run as it was, or another run.name and --output")
 
 

@@ -11,33 +11,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from dfka_dist import clusters, commandline, launch, results, resuming
-from dfka_dist.archive import Archive, refuse_existing, refuse_unwritable
+from dfka_dist import clusters, commandline, launch, preparing, results, resuming
 from dfka_dist.config import RunConfig
-from dfka_dist.data import open_unlabelled
 from dfka_dist.errors import InputError
 from dfka_dist.loading import dump
-from dfka_dist.models.sources import Weights, initial_weights, read_all_weights
-from dfka_dist.models.target import Architecture, DualGenerator, TargetNet
 from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
-from dfka_dist.scoring import Data, Scorer, load_data
-from dfka_dist.teachers.interface import TeacherDescription
+from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.micro import in_parts
-from dfka_dist.teachers.nodes import NodeResources, read_nodes
-from dfka_dist.teachers.placement import PlacementPlan, plan
-from dfka_dist.teachers.pool import TeacherPool
-from dfka_dist.teachers.served import ServedTeachers
-from dfka_dist.teachers.silent import SilentTeachers
-from dfka_dist.teachers.teacher import load_teachers
-from dfka_dist.training.branching import Branching
-from dfka_dist.training.memory import image_bytes
+from dfka_dist.teachers.nodes import read_nodes
+from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.training.shelf import FolderShelf
 
 journal = logging.getLogger("dfka_dist.amalgamate")
@@ -68,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = given.without_unheard()
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
-    ready = _prepared(given, config)
+    ready = preparing.prepared(config)
     shelf = _shelf(arguments, ready, folder)
     if arguments.dry_run:
         _show(given, _dry_plan(arguments, ready))
@@ -93,67 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(given, ready, folder, placement, shelf, began)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What was read and found right."""
-
-    config: RunConfig
-    """Without the teachers that know nothing of what is wanted."""
-    weights: dict[str, Weights]
-    teachers: dict[str, TeacherDescription]
-    data: Data
-    start: dict[str, Tensor] | None
-    design: Architecture
-
-    @property
-    def served(self) -> RunConfig:
-        """The run as far as teachers are served."""
-        nobody: dict[str, Any] = {"teachers": []} if self.config.is_teacherless else {}
-        return self.config.model_copy(update=nobody)
-
-    def plan(self, nodes: Sequence[NodeResources]) -> PlacementPlan:
-        """Where everything would go on these nodes."""
-        return plan(self.served, nodes, self.teachers)
-
-
-def _prepared(given: RunConfig, config: RunConfig) -> Prepared:
-    training = config.training
-    weights = (
-        initial_weights(config.teachers, config.run.seed)
-        if config.is_teacherless
-        else read_all_weights(config.teachers)
-    )
-    teachers = {name: t.description for name, t in load_teachers(config.teachers, weights).items()}
-    design = Branching(config, teachers).design()
-    DualGenerator(design)
-    kind, _, place = (training.images or "").partition(":")
-    if kind == "archive":
-        archive = Archive.open(place, "training.images")
-        sha256 = None if config.is_teacherless else {n: w.sha256 for n, w in weights.items()}
-        archive.check(config.teachers, config.labels, "training.images", sha256)
-    elif training.images not in (None, "noise"):
-        open_unlabelled(training.images)
-    if training.archive is not None:
-        refuse_existing(training.archive, "training.archive")
-        refuse_unwritable(training.archive, "training.archive")
-    start = None if config.target.start is None else _start(config.target.start, design)
-    return Prepared(config, weights, teachers, load_data(config), start, design)
-
-
-def _start(place: str, design: Architecture) -> dict[str, Tensor]:
-    try:
-        target = TargetNet.from_pretrained(
-            place, [b.teacher.source.partition(":")[0] for b in design.branches]
-        )
-    except InputError as error:
-        raise InputError("target.start", error.what, error.remedy) from None
-    if target.design.model_copy(update={"dfka_dist": design.dfka_dist}) != design:
-        what = f"{place} is another target than this run makes"
-        raise InputError("target.start", what, "the same teachers, labels, backbone and branches")
-    return target.state_dict()
-
-
-def _shelf(arguments: argparse.Namespace, ready: Prepared, folder: Path) -> FolderShelf | None:
+def _shelf(
+    arguments: argparse.Namespace, ready: preparing.Prepared, folder: Path
+) -> FolderShelf | None:
     """Of the run's checkpoints, which are this run's or are to be replaced."""
     own = resuming.identity(ready.config, ready.weights)
     shelf = resuming.shelf_of(ready.config, folder, own)
@@ -166,7 +94,7 @@ def _shelf(arguments: argparse.Namespace, ready: Prepared, folder: Path) -> Fold
 
 def _run(
     given: RunConfig,
-    ready: Prepared,
+    ready: preparing.Prepared,
     folder: Path,
     placement: PlacementPlan,
     shelf: FolderShelf | None,
@@ -189,7 +117,8 @@ def _run(
             journal.warning("%s", warning)
             progress.message(f"warning: {warning}")
 
-        with _teachers(ready, placement, folder.name, progress) as (teachers, served_seconds):
+        with preparing.teachers(ready, placement, folder.name, progress.message) as served:
+            teachers, served_seconds = served
             progress.message("starting the trainer")
             with _stoppable(shelf, progress) as stopping:
                 outcome = launch.amalgamate(
@@ -225,54 +154,12 @@ def _stoppable(shelf: FolderShelf | None, progress: Progress) -> Iterator[Callab
         yield stopping
 
 
-@contextmanager
-def _teachers(
-    ready: Prepared, placement: PlacementPlan, name: str, progress: Progress
-) -> Iterator[tuple[ServedTeachers | SilentTeachers, Callable[[], float]]]:
-    """The teachers of a run, and how long they have computed."""
-    config = ready.config
-    if config.is_teacherless:
-        progress.message("there are no teachers: an archive says what they said")
-        yield SilentTeachers(config.teachers, ready.weights), lambda: 0.0
-        return
-    progress.message(f"starting {len(placement.seats)} teacher servers")
-    with TeacherPool(config.teachers, ready.weights, placement, config.serving, name) as pool:
-        yield pool.teachers, pool.cpu_seconds
-
-
-def _warn(given: RunConfig, ready: Prepared) -> None:
-    for warning in _warnings(given, ready):
+def _warn(given: RunConfig, ready: preparing.Prepared) -> None:
+    for warning in preparing.warnings(given, ready):
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
-    config, training = ready.config, ready.config.training
-    heard = [teacher.name for teacher in config.teachers]
-    for teacher in given.teachers:
-        if teacher.name not in heard:
-            what = "knows none of the labels that are wanted, and is left out"
-            yield f"the teacher {teacher.name} {what}"
-    if training.recipe == "paper" and config.losses.link and not config.losses.group:
-        yield (
-            "losses.link: the features of eq. 15 mean nothing without losses.group, which is 0; "
-            "the preset paper has all of the paper's weights"
-        )
-    if training.archive is not None and training.checkpoint.every:
-        yield "training.archive: a run that writes one keeps no checkpoints, and cannot go on"
-    if config.is_teacherless and config.evaluations:
-        yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
-    image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)
-    batch = training.batch_size * image_bytes(image.channels * image.size**2, labels)
-    fitting = training.memory_megabytes * 2**20 // batch
-    if training.recipe == "joint" and training.rehearsal_steps and fitting < training.steps:
-        needed = -(-batch * training.steps // 2**20)
-        yield (
-            f"training.memory_megabytes: {fitting} of {training.steps} steps fit, and the "
-            f"rehearsal will know no earlier images ({needed} for all)"
-        )
-
-
-def _dry_plan(arguments: argparse.Namespace, ready: Prepared) -> PlacementPlan:
+def _dry_plan(arguments: argparse.Namespace, ready: preparing.Prepared) -> PlacementPlan:
     if arguments.nodes:
         return ready.plan(read_nodes(arguments.nodes))
     if ready.config.run.address:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dfka_dist.archive import Archive
 from dfka_dist.benchmarks.quality import JOINT, scored
 from dfka_dist.benchmarks.rows import Row, is_done, run
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
+from dfka_dist.evaluation import spearman
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
@@ -114,7 +113,10 @@ def table(
         if each["name"] != "fine-tuned"
     ]
     correlations = {
-        what: {key: spearman(own, key) for key in ("accuracy", "mAP")}
+        what: {
+            key: spearman([row["agreement"] for row in own], [row[key] for row in own])
+            for key in ("accuracy", "mAP")
+        }
         for what, own in (("checkpoints", checkpoints), ("runs", runs))
     }
     return {
@@ -124,15 +126,6 @@ def table(
         "checkpoints": checkpoints,
         "runs": runs,
     }
-
-
-def spearman(rows: Sequence[dict[str, Any]], key: str) -> float:
-    """Rank correlation of the agreement without data and a true score."""
-    # Imported here because it takes seconds and loads half of the installed packages with it.
-    from torchmetrics.functional import spearman_corrcoef
-
-    own, true = (torch.tensor([row[k] for row in rows]).double() for k in ("agreement", key))
-    return round(float(spearman_corrcoef(own, true)), 4)
 
 
 def text(made: Table) -> str:

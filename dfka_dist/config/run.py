@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dfka_dist.config.checks import refuse_misfits
 from dfka_dist.config.networks import GeneratorSpec, TargetSpec, TeacherSpec
+from dfka_dist.config.search import SearchSpec
 from dfka_dist.config.serving import EvaluationSpec, RunSection, ServingSpec
 from dfka_dist.config.training import LossWeights, TrainingSpec
 from dfka_dist.config.values import Name, Node
@@ -25,6 +26,8 @@ class RunConfig(Node):
     training: TrainingSpec = TrainingSpec()
     serving: ServingSpec = ServingSpec()
     evaluations: dict[Name, EvaluationSpec] = {}
+    search: SearchSpec | None = None
+    """Of `jobs/tune.py`; a run alone passes it over."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from dfka_dist.config import RunConfig
 from dfka_dist.teachers.interface import Teachers
@@ -15,6 +16,7 @@ from dfka_dist.training.diary import Record
 from dfka_dist.training.finishing import Finishing, agreement
 from dfka_dist.training.ledger import Shelf
 from dfka_dist.training.outcome import SAMPLES, Outcome
+from dfka_dist.training.probe import MOMENTS, Contest
 from dfka_dist.training.recipes import Recipe, generator_network
 from dfka_dist.training.workshop import Workshop
 
@@ -29,6 +31,7 @@ class Amalgamator:
         start: state of the target to go on with, in the recipe distill.
         shelf: of its checkpoints: the run goes on from the newest.
         stopping: whether this worker was told to make a checkpoint and stop; asked at every step.
+        contest: in which the run takes part.
     """
 
     def __init__(
@@ -40,9 +43,10 @@ class Amalgamator:
         start: State | None = None,
         shelf: Shelf | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        contest: Contest | None = None,
     ) -> None:
         here = device or torch.device("cpu")
-        self._workshop = Workshop(config, teachers, report, here, shelf, stopping)
+        self._workshop = Workshop(config, teachers, report, here, shelf, stopping, contest)
         self._recipe = Recipe(self._workshop, start)
 
     def run(self) -> Outcome:
@@ -67,4 +71,11 @@ class Amalgamator:
             samples=samples,
             phases=self._workshop.diary.phases,
             cpu_seconds=global_sum(used).item(),
+            share=self._share(),
         )
+
+    def _share(self) -> tuple[Tensor, Tensor] | None:
+        workshop = self._workshop
+        if workshop.contest is None:
+            return None
+        return workshop.probe.share(workshop.config.training.probe_images // MOMENTS)

@@ -30,6 +30,11 @@ class Diary:
         self._name, self._step, self._earlier = "", 0, 0.0
         self._records: list[Record] = []
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody is told what this worker writes."""
+        return self._report is not None
+
     @contextmanager
     def phase(self, name: str, steps: int) -> Iterator[int]:
         """Everything that is told inside belongs to this phase; gives how many of its steps were
@@ -108,6 +113,12 @@ class Diary:
                 "waits": waits,
             }
         )
+
+    def judge(self, agreement: float) -> None:
+        """What the dual generator is worth after this step, on a probe set that is given."""
+        if self._report is not None:
+            where = {"phase": self._name, "step": self._step, "steps": self._steps}
+            self._report({**where, "global_step": self.global_step, "agreement": agreement})
 
     def _write(self, record: Record) -> None:
         self._records.append(record)

@@ -164,7 +164,7 @@ class Finishing:
 
     def _judged(self, name: str, target: TargetNet) -> Network:
         target = target.to(self._workshop.device).eval()
-        data_free = self._workshop.probe.judge(target)
+        data_free = self._workshop.judges.judge(target)
         # All workers must come to the same decisions.
         everywhere = global_mean(torch.tensor(data_free["agreement"], dtype=torch.float64))
         data_free["agreement"] = round(everywhere.item(), 6)

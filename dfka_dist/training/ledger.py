@@ -126,9 +126,11 @@ class Ledger:
             Interrupted: it is to stop; on every worker.
             NotKept: it could not be written, and the run is to end then.
         """
-        if self._shelf is None:
-            return
         step, stops = self._diary.global_step, self._vote.cast(self._stopping())
+        if self._shelf is None:
+            if stops:
+                raise Interrupted(f"stopped at step {step}; nothing is kept")
+            return
         kept = True
         if stops or step % self._spec.every == 0:
             settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,26 @@ SMALL = 8
 """Side of the pictures whose distances say how far images are apart."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """Images with what the teachers said of them: all that it takes to judge a target."""
+
+    images: Tensor
+    """(N, C, H, W) in [0, 1], or in 8 bits."""
+    homes: Tensor
+    """(N,) as in `Labelled`."""
+    said: dict[str, Tensor]
+    """Per teacher (N, K) probabilities."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What a run is given that is compared with others; it hands out some of its images."""
+
+    probe: Heard | None = None
+    """On which all are judged, at their moments and at their end; None while there is none."""
+
+
 class ProbeSet:
     """Images of several generators, mixed and shifted copies among them; a run's own are never
     trained on. Only the images are kept, their copies are made anew for every look."""
@@ -33,21 +54,38 @@ class ProbeSet:
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
         self._parts: list[tuple[Tensor, Tensor]] = []
-        self._labelled: tuple[Labelled, dict[str, Tensor]] | None = None
-        self._heard: tuple[Tensor, Tensor, Tensor] | None = None
+        self._given: Heard | None = None
+        self._known: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, images: Tensor, homes: Tensor) -> None:
         """Take one generator's part, (n, C, H, W) in [0, 1], with the homes (n,)."""
         self._parts.append((images.cpu(), homes.cpu()))
-        self._heard = None
+        self._known = None
 
     def add_labelled(self, batch: Labelled) -> None:
-        """Take images whose labels are known; nothing is mixed or moved, nobody is asked."""
+        """Take images whose labels are known, instead of all others."""
         said = {
             name: probabilities(batch.logits[name], voice.task)
             for name, voice in self._panel.voices.items()
         }
-        self._labelled = batch, self._by_homes(said, batch.homes)
+        self.give(Heard(batch.images, batch.homes, self._by_homes(said, batch.homes)))
+
+    def give(self, heard: Heard) -> None:
+        """Be this, and nothing else; nothing is mixed or moved, nobody is asked."""
+        self._given, self._known = heard, None
+
+    def heard(self) -> Heard:
+        """All images that are looked at, with what the teachers say of them."""
+        said, homes = self._said()
+        return Heard(torch.cat([packed(images.cpu()) for images, _ in self.looks()]), homes, said)
+
+    def share(self, count: int) -> tuple[Tensor, Tensor]:
+        """At most `count` images in 8 bits with their homes, as many of every generator."""
+        each = max(1, count // len(self._parts))
+        images, homes = (
+            torch.cat([part[:each] for part in kind]) for kind in zip(*self._parts, strict=True)
+        )
+        return packed(images), homes
 
     def save(self, writing: Writing, name: str) -> None:
         """Every part once; the same on every rank."""
@@ -66,11 +104,10 @@ class ProbeSet:
     def looks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images with their homes, at most `STRIDE` together: every part as it is, those of one
         home mixed half and half, and all moved a little."""
-        if self._labelled is not None:
-            batch, _ = self._labelled
-            yield from zip(
-                torch.split(batch.images, STRIDE), torch.split(batch.homes, STRIDE), strict=True
-            )
+        if self._given is not None:
+            images, homes = self._given.images, self._given.homes
+            parts = zip(torch.split(images, STRIDE), torch.split(homes, STRIDE), strict=True)
+            yield from ((unpacked(own), of) for own, of in parts)
             return
         plain, homes = (torch.cat(each) for each in zip(*self._parts, strict=True))
         rows = torch.split(torch.arange(len(plain)), STRIDE)
@@ -83,9 +120,9 @@ class ProbeSet:
     def judge(self, target: TargetNet) -> dict[str, Any]:
         """`data_free` of a target in eval mode: agreement with the teachers, coverage of the
         labels."""
-        if self._heard is None:
-            self._heard = self._teachers(target.labels)
-        theirs, known, small = self._heard
+        if self._known is None:
+            self._known = self._teachers(target.labels)
+        theirs, known, small = self._known
         device = next(target.parameters()).device
         own = torch.cat([target.predict(images.to(device)).cpu() for images, _ in self.looks()])
         return agreement_and_coverage(theirs * known, own * known, small, target.labels)
@@ -93,16 +130,18 @@ class ProbeSet:
     def _teachers(self, labels: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Of all N images what the teachers say (N, C), of which labels that counts (N, C), and the
         images made small and flat."""
-        theirs = merge(self._answers(), self._labels, labels).cpu()
-        homes = torch.cat([own.cpu() for _, own in self.looks()])
+        said, homes = self._said()
+        theirs = merge(said, self._labels, labels)
         small = torch.cat([_small(images).cpu() for images, _ in self.looks()])
-        return theirs, self._known(homes, labels), small
+        return theirs, self._counting(homes, labels), small
 
-    def _answers(self) -> dict[str, Tensor]:
-        if self._labelled is not None:
-            return self._labelled[1]
-        said = [self._ask(images) for images, _ in self.looks()]
-        return {name: torch.cat([each[name] for each in said]) for name in self._panel.voices}
+    def _said(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Of all images what the teachers say of them, and their homes."""
+        if self._given is not None:
+            return self._given.said, self._given.homes
+        asked = [(self._ask(images), homes.cpu()) for images, homes in self.looks()]
+        said = {name: torch.cat([own[name].cpu() for own, _ in asked]) for name in self._labels}
+        return said, torch.cat([homes for _, homes in asked])
 
     def _ask(self, images: Tensor) -> dict[str, Tensor]:
         """The teachers' probabilities, each (n, K); all are asked, whoever is at home, for a label
@@ -129,13 +168,23 @@ class ProbeSet:
     def _labels(self) -> dict[str, list[str]]:
         return {name: v.description.spec.labels for name, v in self._panel.voices.items()}
 
-    def _known(self, homes: Tensor, labels: list[str]) -> Tensor:
+    def _counting(self, homes: Tensor, labels: list[str]) -> Tensor:
         """(N, C), one where the label is one that the image's home knows."""
         known = torch.ones(len(homes), len(labels))
         for index, voice in enumerate(self._panel.voices.values()):
             own = set(voice.description.spec.labels)
             known[homes.cpu() == index] = torch.tensor([float(label in own) for label in labels])
         return known
+
+
+def packed(images: Tensor) -> Tensor:
+    """Images in [0, 1] in 8 bits."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def unpacked(images: Tensor) -> Tensor:
+    """Images in 8 bits, or already in [0, 1], in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _others(homes: Tensor) -> Tensor:

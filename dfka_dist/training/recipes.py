@@ -13,7 +13,7 @@ from dfka_dist.training.engines import Engine
 from dfka_dist.training.joint import Joint, generator_rate
 from dfka_dist.training.memory import SampleMemory
 from dfka_dist.training.outcome import Learned
-from dfka_dist.training.regroup import Candidates
+from dfka_dist.training.regroup import Candidates, DualState
 from dfka_dist.training.supply import Synthesized
 from dfka_dist.training.workshop import Workshop
 
@@ -43,11 +43,11 @@ class Recipe:
         ledger.hold("dual", joint.engine)
         with closing(joint.aside), ledger.phase("joint", training.steps, joint.settle) as phase:
             for step, dual in joint.synthesize(phase):
-                candidates.add(f"joint {step}", dual)
+                self._offer(candidates, f"joint {step}", dual)
         if training.rehearsal_steps:
             with ledger.phase("rehearsal", training.rehearsal_steps) as phase:
                 for step, dual in joint.rehearse(phase):
-                    candidates.add(f"rehearsal {step}", dual)
+                    self._offer(candidates, f"rehearsal {step}", dual)
         ledger.release("dual")
         joint.close()
         return Learned(candidates.named, self._synthesized(generator, memory), generator)
@@ -88,10 +88,19 @@ class Recipe:
         workshop.ledger.hold("dual", distilling.engine)
         with workshop.ledger.phase("distill", training.steps) as phase:
             for step, dual in distilling.run(phase):
-                candidates.add(f"distill {step}", dual)
+                self._offer(candidates, f"distill {step}", dual)
         workshop.ledger.release("dual")
         distilling.close()
         return Learned(candidates.named, supply)
+
+    def _offer(self, candidates: Candidates, name: str, dual: DualState) -> None:
+        """Another candidate; in a contest it is judged at once."""
+        candidates.add(name, dual)
+        workshop = self._workshop
+        if workshop.judges is not workshop.probe and workshop.diary.is_heard:
+            target = dual.target(trained_design(workshop), workshop.teachers)
+            found = workshop.judges.judge(target.to(workshop.device).eval())
+            workshop.diary.judge(found["agreement"])
 
     def _generator(self) -> Engine:
         """Of a new generator; it is held, and so is what the probe set has of it."""

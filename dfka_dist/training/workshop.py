@@ -24,7 +24,7 @@ from dfka_dist.training.engines import Engine, fitting
 from dfka_dist.training.ledger import Ledger, Shelf
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
-from dfka_dist.training.probe import MOMENTS, ProbeSet
+from dfka_dist.training.probe import MOMENTS, Contest, ProbeSet
 from dfka_dist.training.rehearsal import Rehearsal
 from dfka_dist.training.streams import Streams
 from dfka_dist.training.synthesis import Synthesis
@@ -41,6 +41,7 @@ class Workshop:
         device: of the networks.
         shelf: of its checkpoints; None for none.
         stopping: whether this worker was told to make one and stop.
+        contest: in which the run takes part; None for a run of its own.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Workshop:
         device: torch.device,
         shelf: Shelf | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        contest: Contest | None = None,
     ) -> None:
         teachers = in_parts(teachers, config.training.micro_batch)
         self.config, self.teachers, self.device = config, teachers, device
@@ -68,6 +70,11 @@ class Workshop:
         kept = config.training.checkpoint
         self.ledger = Ledger(self.diary, kept, shelf, stopping, Vote(device))
         self.probe = ProbeSet(self.panel)
+        self.contest = contest
+        self.judges = self.probe
+        if contest is not None and contest.probe is not None:
+            self.judges = ProbeSet(self.panel)
+            self.judges.give(contest.probe)
         self.archive: ArchiveWriter | None = None
 
     def new_memory(self) -> SampleMemory:

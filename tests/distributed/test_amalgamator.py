@@ -11,13 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfka_dist.config import LossWeights, RunConfig, TeacherSpec
-from dfka_dist.errors import NonFiniteLoss
+from dfka_dist.errors import Interrupted, NonFiniteLoss
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.amalgamator import Amalgamator
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import SAMPLES, Outcome
+from dfka_dist.training.panel import Panel
+from dfka_dist.training.probe import Contest, Heard, ProbeSet, unpacked
 from distributed.game import EVERY_TERM, LABELS
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -178,3 +180,68 @@ def copied(teacher: Teacher) -> dict[str, Tensor]:
 
 def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
+
+
+# in a contest
+
+
+@pytest.fixture(scope="module")
+def enter(tiny: Callable[..., RunConfig], load: Callable[[RunConfig], LocalTeachers]) -> Run:
+    """Run what `tiny` makes in a contest."""
+
+    def enter(contest: Contest, records: list[Record]) -> Outcome:
+        config = tiny(candidates=2)
+        return Amalgamator(config, load(config), records.append, contest=contest).run()
+
+    return enter
+
+
+@pytest.fixture(scope="module")
+def pilot(enter: Run, process_group: None) -> Outcome:
+    return enter(Contest(), [])
+
+
+@pytest.fixture(scope="module")
+def common(
+    tiny: Callable[..., RunConfig], load: Callable[[RunConfig], LocalTeachers], pilot: Outcome
+) -> Heard:
+    """The probe set that a pilot's images make."""
+    config = tiny()
+    made = ProbeSet(Panel(config, load(config), range(8), "fp32"))
+    assert pilot.share is not None
+    images, homes = pilot.share
+    made.add(unpacked(images), homes)
+    return made.heard()
+
+
+def test_a_run_in_a_contest_hands_out_some_of_its_images(pilot: Outcome, outcome: Outcome) -> None:
+    assert pilot.share is not None and outcome.share is None
+    images, homes = pilot.share
+    assert images.shape == (16, 3, 16, 16) and homes.tolist() == [-1] * 16
+
+
+def test_a_run_in_a_contest_is_judged_at_its_moments_and_learns_the_same(
+    enter: Run, pilot: Outcome, common: Heard
+) -> None:
+    records: list[Record] = []
+    outcome = enter(Contest(common), records)
+    judged = [(r["phase"], r["step"], r["agreement"]) for r in records if "agreement" in r]
+    agreements = [candidate.data_free["agreement"] for candidate in outcome.candidates[:-1]]
+    assert [where for *where, _ in judged] == [
+        ["joint", 3],
+        ["joint", 6],
+        ["rehearsal", 2],
+        ["rehearsal", 4],
+    ]
+    assert [agreement for *_, agreement in judged] == pytest.approx(agreements, abs=1e-6)
+    networks = [{c.name: flat(c.state) for c in each.candidates} for each in (pilot, outcome)]
+    assert networks[0]["rehearsal 4"].equal(networks[1]["rehearsal 4"])
+
+
+def test_a_run_without_checkpoints_stops_when_it_is_told(
+    tiny: Callable[..., RunConfig], load: Callable[[RunConfig], LocalTeachers]
+) -> None:
+    config = tiny()
+    made = Amalgamator(config, load(config), lambda record: None, stopping=lambda: True)
+    with pytest.raises(Interrupted, match=r"stopped at step \d+; nothing is kept"):
+        made.run()

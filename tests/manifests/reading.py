@@ -13,6 +13,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.loading import load, parse
 from dfka_dist.teachers.nodes import NodeResources
+from dfka_dist.tuning.space import Space
 
 Manifest = dict[str, Any]
 
@@ -20,8 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("cpu", "gpu", "autoscaling", "kueue")
 IN_IMAGE = "/app/"
 """Where the image has the repository."""
-COMING = ("jobs/tune.py",)
-"""Jobs that may be named before they are there."""
 
 _UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -105,11 +104,11 @@ def nodes(cluster: Manifest) -> list[NodeResources]:
 
 
 def parsed(text: str) -> RunConfig:
-    """A run from YAML; what a search adds to it is another's."""
-    tree = yaml.safe_load(text)
-    if isinstance(tree, dict):
-        tree = {key: value for key, value in tree.items() if key != "search"}
-    return parse(tree)
+    """A run from YAML, and what it searches, if it does."""
+    config = parse(yaml.safe_load(text))
+    if config.search is not None:
+        Space(config)
+    return config
 
 
 def preset(name: str) -> RunConfig:
@@ -118,9 +117,9 @@ def preset(name: str) -> RunConfig:
 
 
 def in_repository(path: str) -> bool:
-    """Whether a file of the image is in the repository, or will be."""
+    """Whether a file of the image is in the repository."""
     own = path.removeprefix(IN_IMAGE)
-    return path.startswith(IN_IMAGE) and ((ROOT / own).is_file() or own in COMING)
+    return path.startswith(IN_IMAGE) and (ROOT / own).is_file()
 
 
 def value_of(words: Sequence[str], option: str) -> str | None:

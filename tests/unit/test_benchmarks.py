@@ -154,15 +154,6 @@ def test_a_table_has_a_line_for_each_row(table: dict[str, Any]) -> None:
     assert sum(line.startswith("| ") for line in lines) == 1 + len(table["rows"])
 
 
-@pytest.mark.parametrize(
-    ("scores", "rho"), [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], -1.0), ([1, 2, 4, 3], 0.8)]
-)
-def test_a_rank_correlation_knows_only_ranks(scores: list[float], rho: float) -> None:
-    agreements = [0.1, 0.11, 0.5, 0.9]
-    rows = [{"agreement": a, "accuracy": s} for a, s in zip(agreements, scores, strict=True)]
-    assert selection.spearman(rows, "accuracy") == pytest.approx(rho)
-
-
 def draws(draw: Callable[[Any, Path], None], made: Any, path: Path) -> bytes:
     draw(made, path)
     return path.read_bytes()[:4]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfka_dist.data import LabelledImages
 from dfka_dist.errors import InputError, RunFailed
-from dfka_dist.evaluation import Predict, agreement_and_coverage, evaluate, merge
+from dfka_dist.evaluation import Predict, agreement_and_coverage, evaluate, merge, spearman
 
 
 def numbered(name: str, labels: list[str], truth: list[list[str]]) -> LabelledImages:
@@ -235,3 +235,10 @@ def test_identical_images_have_no_spread() -> None:
     same = torch.ones(4, 1)
     found = agreement_and_coverage(PROBE_TEACHERS, PROBE_TARGET, same, ["a", "b"])
     assert found["coverage"]["a"]["spread"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "rho"), [([1, 2, 3, 4], 1.0), ([4, 3, 2, 1], -1.0), ([1, 2, 4, 3], 0.8)]
+)
+def test_a_rank_correlation_knows_only_ranks(scores: list[float], rho: float) -> None:
+    assert spearman([0.1, 0.11, 0.5, 0.9], scores) == pytest.approx(rho)

@@ -78,12 +78,12 @@ def rooms(*modules: str) -> set[str]:
 
 SEAMS = {
     "ray.train": rooms("launch"),
-    "ray.tune": rooms("tuning"),
+    "ray.tune": rooms(*(f"tuning/{m}" for m in ("trial", "sampling", "listening", "sweep"))),
     "ray": rooms(
         "launch",
         "clusters",
         "notices",
-        "tuning",
+        *(f"tuning/{m}" for m in ("trial", "listening", "sweep")),
         *(f"teachers/{m}" for m in ("server", "served", "routing", "answers", "pool", "meters")),
         *(f"benchmarks/serving/{m}" for m in ("scale", "traffic")),
     ),

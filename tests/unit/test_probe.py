@@ -15,7 +15,7 @@ from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.panel import Panel
-from dfka_dist.training.probe import ProbeSet
+from dfka_dist.training.probe import Heard, ProbeSet, packed
 
 MakeTeacher = Callable[..., TeacherSpec]
 LoadTeacher = Callable[[TeacherSpec], Teacher]
@@ -92,6 +92,33 @@ def test_a_target_that_is_its_teacher_all_over_agrees_wholly(
     probe: ProbeSet, teacher: Teacher, make_copy: Callable[..., TargetNet]
 ) -> None:
     assert probe.judge(make_copy(teacher))["agreement"] == 1.0
+
+
+def test_one_that_was_given_judges_as_the_one_that_asked(
+    probe: ProbeSet, teacher: Teacher, make_panel: MakePanel, make_copy: Callable[..., TargetNet]
+) -> None:
+    target, given = make_copy(teacher), ProbeSet(make_panel(teacher))
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.mul_(-0.5)
+    given.give(probe.heard())
+    own = probe.judge(target)["agreement"]
+    assert own < 0.99
+    assert given.judge(target)["agreement"] == pytest.approx(own, abs=2e-3)  # images of 8 bits
+
+
+def test_one_that_was_given_asks_nobody(
+    probe: ProbeSet, teacher: Teacher, make_panel: MakePanel, make_copy: Callable[..., TargetNet]
+) -> None:
+    heard, given = probe.heard(), ProbeSet(make_panel(teacher))
+    given.give(Heard(heard.images, heard.homes, {"one": 1 - heard.said["one"]}))
+    assert given.judge(make_copy(teacher))["agreement"] < 1
+
+
+def test_a_share_has_as_many_of_every_generator(probe: ProbeSet) -> None:
+    images, homes = probe.share(7)
+    assert (len(images), len(homes), images.dtype) == (6, 6, torch.uint8)
+    assert torch.equal(images, torch.cat([packed(pictures(8, seed)[:2]) for seed in range(3)]))
 
 
 # homes

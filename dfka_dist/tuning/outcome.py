@@ -1,0 +1,64 @@
+"""What a sweep leaves: the best run, a table, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfka_dist.loading import dump
+from dfka_dist.tuning.picture import write_page
+from dfka_dist.tuning.ranking import SCORES, Standing, correlations, row
+from dfka_dist.tuning.records import TRIALS, write_table
+from dfka_dist.tuning.showing import shown
+from dfka_dist.tuning.space import Space
+
+IDENTITY = "sweep.json"
+"""What may not differ when the sweep goes on."""
+LEFT = ("best.yaml", "trials.parquet", "sweep.html", IDENTITY, "resolved.yaml", "run.log", TRIALS)
+"""Everything that a sweep leaves in its folder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a sweep has found."""
+
+    standings: Sequence[Standing]
+    """The best first."""
+    spearman: dict[str, float]
+    """Of the agreement and each true score; empty without test data."""
+
+    @property
+    def best(self) -> Standing:
+        """Without data."""
+        return self.standings[0]
+
+
+def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
+    """Write everything; `best.yaml` last, so that it says that all else is there."""
+    found = Found(standings, correlations(standings))
+    rows = [row(standing, rank) for rank, standing in enumerate(standings)]
+    write_table(rows, folder / "trials.parquet")
+    write_page(folder / "sweep.html", space, found.standings, found.spearman)
+    best = space.run(found.best.record.point)
+    name = f"{best.run.name[:55]}-best"
+    best = best.model_copy(update={"run": best.run.model_copy(update={"name": name})})
+    (folder / "best.yaml").write_text(dump(best), encoding="utf-8")
+    return found
+
+
+def lines(found: Found, folder: Path) -> list[str]:
+    """The result, and where to look."""
+    best = found.best
+    point = ", ".join(f"{key} {shown(value)}" for key, value in best.record.point.items())
+    return [
+        f"best: {point}; agreement {best.agreement:.4f}{_scores(best)}",
+        *(f"rank correlation of agreement and {k}: {v:.2f}" for k, v in found.spearman.items()),
+        f"run it: python jobs/amalgamate.py --config {folder / 'best.yaml'}",
+        f"page:   {folder / 'sweep.html'}",
+    ]
+
+
+def _scores(standing: Standing) -> str:
+    known = [(key, (standing.score or {}).get(key)) for key in SCORES]
+    return "".join(f", {key} {value:.4f}" for key, value in known if value is not None)

@@ -1,0 +1,125 @@
+"""What trials leave in the folder of a sweep, so that it can go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dfka_dist import results
+from dfka_dist.models.target import TargetNet
+from dfka_dist.training.outcome import Outcome
+
+TRIALS = "trials"
+"""Folder of all trials in the folder of a sweep."""
+_RECORD, _SHARE, _WHY = "trial.json", "share.safetensors", "why.txt"
+
+Status = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial that is over."""
+
+    number: int
+    """0, 1, 2, ... in the order in which trials ended."""
+    name: str
+    """Of its folder."""
+    point: dict[str, Any]
+    status: Status
+    """stopped: it was behind."""
+    pilot: bool
+    agreements: list[float] = field(default_factory=list)
+    """At its moments, with the teachers on the sweep's probe set; a pilot's only at its end, when
+    there is one."""
+    seconds: float = 0.0
+    ended: float = 0.0
+    """Seconds since the sweep began, all starts together."""
+    why: str | None = None
+    """It failed."""
+
+    @property
+    def agreement(self) -> float | None:
+        """The last."""
+        return self.agreements[-1] if self.agreements else None
+
+    def judged(self, agreement: float) -> TrialRecord:
+        """The same of a pilot that was judged."""
+        return replace(self, agreements=[agreement])
+
+
+class Folder:
+    """The trials of a sweep.
+
+    Args:
+        place: of the sweep.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place / TRIALS
+
+    def records(self) -> list[TrialRecord]:
+        """Of all trials that are over, in the order in which they ended."""
+        found = [json.loads(path.read_text("utf-8")) for path in self._place.glob(f"*/{_RECORD}")]
+        return sorted((TrialRecord(**each) for each in found), key=lambda each: each.number)
+
+    def write(self, record: TrialRecord) -> None:
+        """Add a record, or replace it: whole, or not at all."""
+        place = self._place / record.name
+        place.mkdir(parents=True, exist_ok=True)
+        written = place / f"{_RECORD}.part"
+        written.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+        written.replace(place / _RECORD)
+
+    def sweep_up(self) -> None:
+        """Remove what trials have left that did not end."""
+        for place in self._place.glob("*"):
+            if not (place / _RECORD).exists():
+                shutil.rmtree(place)
+
+    def leave(self, name: str, outcome: Outcome) -> None:
+        """What is needed of a finished trial: its target, and its part of a probe set."""
+        place = self._place / name
+        results.rebuilt(outcome.network).save_pretrained(place / "target_net")
+        assert outcome.share is not None
+        images, homes = outcome.share
+        save_file({"images": images, "homes": homes}, place / _SHARE)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Why a trial did not come to its end; Tune itself keeps no more than a trace."""
+        place = self._place / name
+        place.mkdir(parents=True, exist_ok=True)
+        line = " ".join(str(error).split())
+        (place / _WHY).write_text(f"{type(error).__name__}: {line[:500]}", encoding="utf-8")
+
+    def why(self, name: str) -> str:
+        """See `failed`."""
+        place = self._place / name / _WHY
+        return place.read_text("utf-8") if place.exists() else "its process died"
+
+    def target(self, record: TrialRecord, code: Sequence[str]) -> TargetNet:
+        """Of a finished trial, in eval mode.
+
+        Args:
+            code: modules that its parts may come from.
+        """
+        place = self._place / record.name / "target_net"
+        return TargetNet.from_pretrained(place, code).eval()
+
+    def share(self, record: TrialRecord) -> tuple[Tensor, Tensor]:
+        """See `ProbeSet.share`."""
+        found = load_file(self._place / record.name / _SHARE)
+        return found["images"], found["homes"]
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """`trials.parquet`: one row a trial."""
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)

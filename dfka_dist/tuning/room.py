@@ -1,0 +1,56 @@
+"""How many trials run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dfka_dist import machine
+from dfka_dist.errors import InputError
+from dfka_dist.preparing import Prepared
+from dfka_dist.teachers.nodes import NodeResources
+
+_MOST = 256
+
+
+def concurrent(ready: Prepared, nodes: Sequence[NodeResources]) -> tuple[int, str]:
+    """Trials that find room beside the teachers on these nodes, and why as many.
+
+    On a private cluster, whose CPUs are shares, the machine's cores are what counts.
+
+    Raises:
+        InputError: more are asked for than there is room for.
+    """
+    config, search = ready.config, ready.config.search
+    assert search is not None
+    if not config.run.address:
+        nodes = [node.model_copy(update={"cpus": float(machine.cores())}) for node in nodes]
+    fits = max(1, sum(1 for _ in _fitting(ready, nodes)))
+    training = config.training
+    workers = max(training.worker_range)
+    cpus = sum(node.cpus for node in nodes)
+    why = (
+        f"{fits} trials at once fit beside the teachers: {workers} workers each, of "
+        f"{training.worker_cpus:g} CPU and {training.worker_gpus} GPU, on {len(nodes)} nodes with "
+        f"{cpus:g} CPU and {sum(node.gpus for node in nodes):g} GPU"
+    )
+    grows = config.serving.wait_for_nodes
+    if search.concurrent is not None and search.concurrent > fits and not grows:
+        raise InputError("search.concurrent", f"{search.concurrent} do not fit; {why}", f"{fits}")
+    return search.concurrent or fits, why
+
+
+def _fitting(ready: Prepared, nodes: Sequence[NodeResources]) -> list[int]:
+    """1, 2, ... as far as a placement is found for all workers of as many trials."""
+    training = ready.config.training
+    found: list[int] = []
+    for count in range(1, _MOST + 1):
+        workers = count * max(training.worker_range)
+        asked = training.model_copy(update={"workers": workers})
+        serving = ready.config.serving.model_copy(update={"wait_for_nodes": False})
+        config = ready.config.model_copy(update={"training": asked, "serving": serving})
+        try:
+            ready.replaced(config).plan(nodes)
+        except InputError:
+            break
+        found.append(count)
+    return found

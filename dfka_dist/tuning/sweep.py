@@ -1,0 +1,164 @@
+"""All trials of a sweep: pilots first, then those that Ray Tune draws and stops."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray.util
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from torch import Tensor
+
+from dfka_dist.errors import Interrupted, RunFailed
+from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.training.probe import Contest, Heard
+from dfka_dist.tuning.listening import Listener, Switch
+from dfka_dist.tuning.ranking import Jury
+from dfka_dist.tuning.records import Folder, TrialRecord
+from dfka_dist.tuning.sampling import sampled
+from dfka_dist.tuning.showing import Showing
+from dfka_dist.tuning.space import Point, Space
+from dfka_dist.tuning.trial import METRIC, POINT, Entry, Trial
+
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Of Tune: it is not to write logs of its own, and signals are ours."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What all trials of a sweep share."""
+
+    space: Space
+    teachers: ServedTeachers
+    start: dict[str, Tensor] | None
+    folder: Folder
+    concurrent: int
+    threads: int | None
+    """Of every trial, where it does not say itself and they share one machine."""
+
+
+class Sweep:
+    """Trials until the budget is spent.
+
+    Args:
+        stopping: whether the user asked for the end.
+        showing: what the user sees.
+    """
+
+    def __init__(
+        self, ring: Ring, jury: Jury, stopping: Callable[[], bool], showing: Showing
+    ) -> None:
+        self._ring, self._space, self._spec = ring, ring.space, ring.space.spec
+        self._jury, self._stopping, self._showing = jury, stopping, showing
+        ring.folder.sweep_up()
+        known = ring.folder.records()
+        showing.known(known)
+        self._began = time.monotonic() - max((record.ended for record in known), default=0.0)
+        os.environ.update(QUIET)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are recorded
+
+    def run(self) -> list[TrialRecord]:
+        """All trials, those of earlier starts among them.
+
+        Raises:
+            Interrupted: it was asked for; what is over is kept.
+            RunFailed: no pilot came to its end.
+        """
+        probe = self._piloted()
+        known = self._ring.folder.records()
+        if self._spec.algorithm == "grid":
+            tried = [record.point for record in known]
+            self._try_all([p for p in self._space.grid() if p not in tried], Contest(probe))
+        else:
+            missing = -1 if self._spec.trials is None else max(0, self._spec.trials - len(known))
+            if missing:
+                search = sampled(self._space, self._space.seed, known)
+                self._fit(Contest(probe), {}, missing, search)
+        return self._ring.folder.records()
+
+    def _piloted(self) -> Heard:
+        """Run the pilots that are missing; the probe set that all of them make."""
+        folder = self._ring.folder
+        tried = [record.point for record in folder.records()]
+        draws = itertools.islice(self._space.draws(), self._spec.pilots - 1)
+        missing = [point for point in (self._space.own, *draws) if point not in tried]
+        if missing:
+            self._showing.message(f"{len(missing)} pilots, on whose images all are compared")
+            self._try_all(missing, Contest())
+        pilots = [r for r in folder.records() if r.pilot and r.status == "finished"]
+        if not pilots:
+            whys = ", ".join(record.why or record.status for record in folder.records())
+            raise RunFailed(f"no pilot of the sweep came to its end: {whys[:200]}")
+        probe = self._jury.probe(pilots)
+        for pilot in pilots:
+            if not pilot.agreements:
+                judged = pilot.judged(self._jury.judge(pilot, probe))
+                folder.write(judged)
+                self._showing.known([judged])
+        return probe
+
+    def _try_all(self, points: list[Point], contest: Contest) -> None:
+        if points:
+            self._fit(contest, {POINT: tune.grid_search(points)}, 1, None)
+
+    def _fit(
+        self, contest: Contest, space: dict[str, Any], samples: int, search: OptunaSearch | None
+    ) -> None:
+        """Run trials until there are `samples` of the space, or it is time; -1 for no end."""
+        ring = self._ring
+        pilots = contest.probe is None
+        listener = Listener(ring.folder, self._began, self._stopping, self._showing, pilots=pilots)
+        entry = Entry(ring.space, ring.teachers, ring.start, contest, ring.folder, ring.threads)
+        with tempfile.TemporaryDirectory(prefix="dfka-") as place:
+            tune.Tuner(
+                tune.with_resources(tune.with_parameters(Trial, entry=entry), _beside_the_driver()),
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    metric=METRIC,
+                    mode="max",
+                    search_alg=search,
+                    scheduler=FIFOScheduler() if pilots else self._scheduler(),
+                    num_samples=samples,
+                    max_concurrent_trials=ring.concurrent,
+                ),
+                run_config=tune.RunConfig(
+                    name="sweep",
+                    storage_path=place,
+                    callbacks=[listener],
+                    stop=Switch(self._is_over),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
+        if self._stopping():
+            what = "the sweep was stopped; --resume goes on, with the trials that are over"
+            raise Interrupted(what)
+
+    def _is_over(self) -> bool:
+        seconds = self._spec.seconds
+        spent = seconds is not None and time.monotonic() - self._began > seconds
+        return spent or self._stopping()
+
+    def _scheduler(self) -> TrialScheduler:
+        if self._spec.scheduler == "none":
+            return FIFOScheduler()
+        factor = self._spec.reduction
+        return AsyncHyperBandScheduler(grace_period=1, max_t=10_000, reduction_factor=factor)
+
+
+def _beside_the_driver() -> tune.PlacementGroupFactory:
+    """What a trial takes: nothing but a place on this machine, where its results go."""
+    here = f"node:{ray.util.get_node_ip_address()}"
+    return tune.PlacementGroupFactory([{"CPU": 0, here: 0.001}])

@@ -1,0 +1,100 @@
+"""One trial: a light driver of a whole run, which Ray Tune may stop at its moments."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from torch import Tensor
+
+from dfka_dist import launch
+from dfka_dist.errors import Interrupted
+from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.training.diary import Record
+from dfka_dist.training.finishing import agreement
+from dfka_dist.training.probe import Contest
+from dfka_dist.tuning.records import Folder
+from dfka_dist.tuning.space import Space
+
+METRIC = "agreement"
+"""With the teachers, on the probe set that all trials have in common."""
+POINT = "point"
+"""Key of a whole point, where it was not Tune that made it."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What every trial is given."""
+
+    space: Space
+    teachers: ServedTeachers
+    start: dict[str, Tensor] | None
+    contest: Contest
+    folder: Folder
+    """On this machine: trials are beside the driver."""
+    threads: int | None
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """A run of the launcher in a thread of its own; a step lasts until it is judged.
+
+    Stopped, it lets its workers end at the end of a step, so that nothing of them is left.
+    """
+
+    def setup(self, config: dict[str, Any], entry: Entry) -> None:
+        """Begin; see `ray.tune.Trainable`."""
+        self._entry, self._point = entry, config.get(POINT, config)
+        self._stop = threading.Event()
+        self._told: queue.Queue[Result | Exception] = queue.Queue()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def step(self) -> Result:
+        """Wait for the next judgement.
+
+        Raises:
+            DfkaError: the run failed.
+        """
+        told = self._told.get()
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def cleanup(self) -> None:
+        """Stop the run if it goes on, and wait for its end."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._told.put(self._finished())
+        except Interrupted:
+            return  # nobody waits any more
+        except Exception as error:  # raised again in `step`, where Tune hears it
+            self._entry.folder.failed(self.trial_id, error)
+            self._told.put(error)
+
+    def _finished(self) -> Result:
+        entry = self._entry
+        config = entry.space.trial(self._point)
+        threads = config.training.threads or entry.threads
+        training = config.training.model_copy(update={"threads": threads})
+        outcome = launch.amalgamate(
+            config.model_copy(update={"training": training}),
+            entry.teachers,
+            self._on_record,
+            entry.start,
+            stopping=self._stop.is_set,
+            contest=entry.contest,
+        )
+        entry.folder.leave(self.trial_id, outcome)
+        return {METRIC: agreement(outcome.network), "ends": True, "done": True}
+
+    def _on_record(self, record: Record) -> None:
+        if METRIC in record:
+            self._told.put({METRIC: record[METRIC], "ends": False})

@@ -1,0 +1,136 @@
+"""python jobs/tune.py --config FILE
+
+Search the loss weights, or other numbers of a run, by what its `search` section says: many short
+runs that share one pool of teachers, compared without data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfka_dist import clusters, commandline, machine, preparing, resuming
+from dfka_dist.config import RunConfig
+from dfka_dist.errors import InputError, RunFailed
+from dfka_dist.loading import dump
+from dfka_dist.scoring import Scorer
+from dfka_dist.teachers.nodes import NodeResources, read_nodes
+from dfka_dist.teachers.placement import PlacementPlan
+from dfka_dist.teachers.served import ServedTeachers
+from dfka_dist.tuning import outcome, room
+from dfka_dist.tuning.ranking import Jury
+from dfka_dist.tuning.records import Folder
+from dfka_dist.tuning.showing import Showing
+from dfka_dist.tuning.space import Space
+from dfka_dist.tuning.sweep import Ring, Sweep
+
+journal = logging.getLogger("dfka_dist.tune")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check everything, then search, then write."""
+    arguments = _parser().parse_args(argv)
+    if arguments.resume and arguments.overwrite:
+        raise InputError("--resume", "goes on with what --overwrite replaces", "one of the two")
+    if arguments.nodes and not arguments.dry_run:
+        raise InputError("--nodes", "is for planning alone", "--dry-run beside it")
+    given = commandline.configuration(arguments)
+    config = given.without_unheard()
+    space = Space(config)
+    if arguments.output is None:
+        arguments.output = Path("runs") / f"{config.run.name}-sweep"
+    folder = commandline.output_folder(arguments, config, outcome.LEFT)
+    if config.is_teacherless:
+        raise InputError("search", "compares runs by what teachers say", "teachers with weights")
+    ready = preparing.prepared(config)
+    own = resuming.identity(config, ready.weights) | {"search": space.identity}
+    if arguments.resume and (folder / outcome.IDENTITY).exists():
+        before = json.loads((folder / outcome.IDENTITY).read_text("utf-8"))
+        resuming.refuse_difference(before, own)
+    if arguments.dry_run:
+        return _show(given, ready, _nodes(arguments, config))
+    nodes = None if config.run.address else clusters.this_machine(config)
+    if nodes is not None:
+        room.concurrent(ready, nodes)
+    commandline.refuse_unwritable(folder)
+    planned = None if nodes is None else ready.plan(nodes)
+    with clusters.connected(config.run.address, planned) as found:
+        placement = planned or ready.plan(found)
+        concurrent, why = room.concurrent(ready, nodes or found)
+        if arguments.resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            commandline.emptied(folder, outcome.LEFT)
+        (folder / outcome.IDENTITY).write_text(json.dumps(own), encoding="utf-8")
+        (folder / "resolved.yaml").write_text(dump(given), encoding="utf-8")
+        commandline.log_to(folder)
+        journal.info("%s", why)
+        for warning in preparing.warnings(given, ready):
+            print(f"warning: {warning}", file=sys.stderr)
+        _search(space, ready, placement, folder, concurrent)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = commandline.parser(__doc__ or "", "default: runs/NAME-sweep")
+    parser.add_argument(
+        "--nodes",
+        type=Path,
+        metavar="FILE",
+        help="plan a --dry-run for these nodes: YAML, a list of {name, cpus, gpus, gpu_gigabytes, "
+        "labels}",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the sweep in the output folder, trials that are over kept; begin if there "
+        "is none",
+    )
+    return parser
+
+
+def _search(
+    space: Space,
+    ready: preparing.Prepared,
+    placement: PlacementPlan,
+    folder: Path,
+    concurrent: int,
+) -> None:
+    trials = Folder(folder)
+    with (
+        Showing(f"{ready.config.run.name} sweep") as showing,
+        preparing.teachers(ready, placement, folder.name, showing.message) as (teachers, _),
+        commandline.patient() as stopping,
+    ):
+        assert isinstance(teachers, ServedTeachers)
+        jury = Jury(ready.config, teachers.exact(), trials, Scorer(ready.data, teachers.exact()))
+        threads = None if ready.config.run.address else max(1, (machine.cores() - 1) // concurrent)
+        ring = Ring(space, teachers, ready.start, trials, concurrent, threads)
+        records = Sweep(ring, jury, stopping, showing).run()
+        if not any(record.status == "finished" for record in records):
+            raise RunFailed("no trial came to its end")
+        showing.message("ranking all that finished, on images of all of them")
+        found = outcome.write(folder, space, jury.rank(records))
+    print("\n".join(outcome.lines(found, folder)))
+
+
+def _nodes(arguments: argparse.Namespace, config: RunConfig) -> list[NodeResources]:
+    if arguments.nodes:
+        return read_nodes(arguments.nodes)
+    if config.run.address:
+        with clusters.connected(config.run.address, None) as nodes:
+            return nodes
+    return clusters.this_machine(config)
+
+
+def _show(given: RunConfig, ready: preparing.Prepared, nodes: list[NodeResources]) -> None:
+    print(dump(given))
+    print("\n".join(ready.plan(nodes).lines()))
+    print(room.concurrent(ready, nodes)[1])
+
+
+if __name__ == "__main__":
+    sys.exit(commandline.guarded(main)())

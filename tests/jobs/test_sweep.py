@@ -1,0 +1,144 @@
+"""A sweep as a user starts it: killed in its middle, started again, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from running import Ended, run, start
+
+from dfka_dist.loading import load
+from dfka_dist.models.target import TargetNet
+from dfka_dist.tuning.records import Folder
+
+SEARCH: dict[str, Any] = {
+    # The largest makes a loss infinite: that trial fails.
+    "space": {"losses.batch_norm": {"choices": [2.0, 3.0e38]}},
+    "trial": {"training.rehearsal_steps": 0, "training.fine_tune_steps": 0},
+    "algorithm": "grid",
+    "scheduler": "none",
+    "pilots": 1,
+}
+TRIALS = 3
+"""The pilot, with the run's own weight, and the grid."""
+
+
+@pytest.fixture(scope="module")
+def swept(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep whose driver was killed after its first trial, and that went on."""
+    folder = tmp_path_factory.mktemp("swept")
+    write(folder, search=SEARCH)
+    arguments = ("tune", "--config", folder / "run.yaml", "--output", folder / "out", "--resume")
+    with start(*arguments) as process:
+        try:
+            _wait_for(folder / "out" / "trials", "*/trial.json")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    before = _seconds(folder)
+    ended = run(*arguments)
+    assert ended.code == 0, ended.err
+    assert _seconds(folder).items() >= before.items()
+    return folder
+
+
+def _wait_for(place: Path, pattern: str) -> None:
+    for _ in range(600):
+        if any(place.glob(pattern)):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no {pattern} came to {place}")
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    """How long each trial took, by its folder."""
+    records = Folder(folder / "out").records()
+    return {record.name: record.seconds for record in records}
+
+
+@pytest.fixture(scope="module")
+def trials(swept: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(swept / "out" / "trials.parquet").to_pylist()
+    return found
+
+
+def test_a_sweep_goes_on_with_the_trials_that_are_over(trials: list[dict[str, Any]]) -> None:
+    assert sorted(row["trial"] for row in trials) == list(range(TRIALS))
+
+
+def test_a_trial_that_fails_is_recorded_and_ends_nothing(trials: list[dict[str, Any]]) -> None:
+    (failed,) = (row for row in trials if row["status"] == "failed")
+    assert failed["losses.batch_norm"] == 3.0e38 and "NonFiniteLoss" in failed["why"]
+
+
+def test_trials_are_judged_at_their_moments_and_at_their_end(trials: list[dict[str, Any]]) -> None:
+    (own,) = (row for row in trials if row["status"] == "finished" and not row["pilot"])
+    assert len(own["moments"]) == 4 + 1
+
+
+def test_the_best_agrees_most(trials: list[dict[str, Any]]) -> None:
+    agreements = [row["agreement"] for row in trials if row["status"] == "finished"]
+    assert agreements == sorted(agreements, reverse=True) and trials[0]["rank"] == 0
+
+
+def test_the_true_score_stands_beside(trials: list[dict[str, Any]]) -> None:
+    assert all(row["accuracy"] is not None for row in trials if row["status"] == "finished")
+
+
+def test_the_best_run_runs_as_it_is(
+    call: Callable[..., Ended], swept: Path, trials: list[dict[str, Any]]
+) -> None:
+    best = load(swept / "out" / "best.yaml")
+    assert best.losses.batch_norm == trials[0]["losses.batch_norm"]
+    assert best.training == load(swept / "run.yaml").training
+    assert call("amalgamate", "--config", swept / "out" / "best.yaml", "--dry-run").code == 0
+
+
+def test_the_page_shows_every_trial(swept: Path, trials: list[dict[str, Any]]) -> None:
+    page = (swept / "out" / "sweep.html").read_text("utf-8")
+    assert page.count("<svg") == 2 and page.count("<td>finished") == 2
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+
+
+def test_a_finished_trials_network_is_kept(swept: Path, trials: list[dict[str, Any]]) -> None:
+    place = swept / "out" / "trials" / trials[0]["name"] / "target_net"
+    assert TargetNet.from_pretrained(place).labels == ["0", "1", "2", "3"]
+
+
+def test_a_sweep_of_another_space_does_not_go_on(call: Callable[..., Ended], swept: Path) -> None:
+    path = swept / "other.yaml"
+    tree = yaml.safe_load((swept / "run.yaml").read_text("utf-8"))
+    tree["search"]["space"] = {"losses.batch_norm": {"choices": [1.0, 2.0]}}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    refusal = call("tune", "--config", path, "--output", swept / "out", "--resume").refusal
+    assert refusal.startswith(
+        "error: search.space.losses.batch_norm.choices: is [1.0, 2.0] and was "
+    )
+
+
+def test_a_sweep_is_not_written_over(call: Callable[..., Ended], swept: Path) -> None:
+    refusal = call("tune", "--config", swept / "run.yaml", "--output", swept / "out").refusal
+    assert "already holds a run (another folder, --resume, or --overwrite)" in refusal
+
+
+def test_a_dry_run_says_how_many_trials_run_at_once(
+    call: Callable[..., Ended], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    config, nodes = write(tmp_path, search=SEARCH), tmp_path / "nodes.yaml"
+    nodes.write_text("[{name: a, cpus: 4}, {name: b, cpus: 4}]", encoding="utf-8")
+    given = ("tune", "--config", config, "--dry-run", "--nodes", nodes)
+    ended = call(*given, "--set", "run.address=auto")
+    assert "7 trials at once fit beside the teachers: 1 workers each" in ended.out
+    refusal = call(*given, "--set", "run.address=auto", "--set", "search.concurrent=8").refusal
+    assert refusal.startswith("error: search.concurrent: 8 do not fit; ")
+
+
+def test_a_run_without_a_search_is_refused(call: Callable[..., Ended], config: Path) -> None:
+    assert call("tune", "--config", config).refusal.startswith("error: search: is missing ")

@@ -1,0 +1,170 @@
+"""What a sweep looks for: which keys, which values, which points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.errors import InputError
+from dfka_dist.tuning.space import Space
+
+MakeSpace = Callable[..., Space]
+RANGE = {"losses.batch_norm": {"log": [0.1, 100]}}
+
+
+@pytest.fixture(scope="module")
+def make_space(
+    make_config: Callable[..., RunConfig], make_teacher: Callable[..., TeacherSpec]
+) -> MakeSpace:
+    """A factory of spaces: `make_space({key: range}, algorithm="grid")`."""
+    teachers = [make_teacher("one", ["a", "b"])]
+
+    def make(space: dict[str, Any], training: dict[str, Any] | None = None, **more: Any) -> Space:
+        own = {"search": {"space": space, **more}, "training": training or {}}
+        return Space(make_config(teachers, **own))
+
+    return make
+
+
+def test_the_runs_own_values_are_a_point(make_space: MakeSpace) -> None:
+    assert make_space(RANGE | {"training.steps": {"linear": [1, 9]}}).own == {
+        "losses.batch_norm": 10.0,
+        "training.steps": 400,
+    }
+
+
+def test_a_trial_has_what_all_trials_have_and_keeps_nothing(make_space: MakeSpace) -> None:
+    space = make_space(RANGE, trial={"training.steps": 7})
+    trial = space.trial({"losses.batch_norm": 2.0})
+    assert (trial.losses.batch_norm, trial.training.steps) == (2.0, 7)
+    assert trial.training.checkpoint.every == 0 and trial.search is None
+
+
+def test_the_run_of_a_point_is_the_whole_run(make_space: MakeSpace) -> None:
+    run = make_space(RANGE, trial={"training.steps": 7}).run({"losses.batch_norm": 2.0})
+    assert (run.losses.batch_norm, run.training.steps, run.search) == (2.0, 400, None)
+
+
+def test_drawn_points_lie_within_their_ranges(make_space: MakeSpace) -> None:
+    space = make_space(
+        {
+            "losses.batch_norm": {"log": [0.1, 1000]},
+            "losses.adversarial": {"linear": [0.2, 0.4]},
+            "training.dual_steps": {"linear": [2, 4]},
+            "training.sampled_labels": {"choices": [True, False]},
+        }
+    )
+    draws = space.draws()
+    points = [next(draws) for _ in range(200)]
+    ranges = {key: [point[key] for point in points] for key in space.spec.space}
+    assert all(0.1 <= value <= 1000 for value in ranges["losses.batch_norm"])
+    assert all(0.2 <= value <= 0.4 for value in ranges["losses.adversarial"])
+    assert {*ranges["training.dual_steps"]} == {2, 3, 4}
+    assert {*ranges["training.sampled_labels"]} == {True, False}
+
+
+def test_on_a_log_range_every_factor_counts_alike(make_space: MakeSpace) -> None:
+    draws = make_space({"losses.batch_norm": {"log": [0.01, 100]}}).draws()
+    below = sum(next(draws)["losses.batch_norm"] < 1 for _ in range(400))
+    assert 150 < below < 250
+
+
+def test_the_same_points_are_drawn_every_time(make_space: MakeSpace) -> None:
+    space = make_space(RANGE)
+    assert next(space.draws()) == next(space.draws())
+
+
+def test_a_grid_has_every_point(make_space: MakeSpace) -> None:
+    axes = {
+        "losses.diversity": {"choices": [0.0, 4.0]},
+        "losses.adversarial": {"choices": [0.1, 0.2, 0.3]},
+    }
+    grid = make_space(axes, algorithm="grid").grid()
+    assert len(grid) == 6 and {"losses.diversity": 4.0, "losses.adversarial": 0.3} in grid
+
+
+@pytest.mark.parametrize(
+    ("space", "line"),
+    [
+        (
+            {"losses.batchnorm": {"log": [1, 2]}},
+            "search.space.losses.batchnorm: unknown key (did you mean 'batch_norm'?)",
+        ),
+        (
+            {"training.recipe": {"linear": [1, 2]}},
+            "search.space.training.recipe: 'joint' is no number (choices for it)",
+        ),
+        (
+            {"training.sampled_labels": {"linear": [0, 1]}},
+            "search.space.training.sampled_labels: True is no number (choices for it)",
+        ),
+        (
+            {"losses.batch_norm": {"linear": [2, 1]}},
+            "search.space.losses.batch_norm: from 2 to 1 is empty (low before high)",
+        ),
+        (
+            {"losses.batch_norm": {"log": [0, 1]}},
+            "search.space.losses.batch_norm: log begins at 0 (more than 0, or linear)",
+        ),
+        (
+            {"losses.batch_norm": {"log": [1, 2], "choices": [1]}},
+            "search.space.losses.batch_norm: is no range "
+            "(one of linear: [LOW, HIGH], log: [...], choices: [...])",
+        ),
+        (
+            {"losses.adversarial": {"linear": [-1, 1]}},
+            "search.space.losses.adversarial: -1 is none of its values: ",
+        ),
+        (
+            {"training.recipe": {"choices": ["joint", "jiont"]}},
+            "search.space.training.recipe: 'jiont' is none of its values: ",
+        ),
+        *(
+            (
+                {key: {"linear": [0, 1]}},
+                f"search.space.{key}: {said} is the same for all trials "
+                "(a key of losses, training or generator)",
+            )
+            for key, said in (
+                ("teachers.0.labels", "teachers"),
+                ("serving.cpus", "serving"),
+                ("run.seed", "run"),
+                ("evaluations.digits", "evaluations"),
+                ("target.labels", "target.labels"),
+                ("training.archive", "training.archive"),
+                ("training.checkpoint.every", "training.checkpoint.every"),
+            )
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    make_space: MakeSpace, space: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        make_space(space)
+    assert str(refusal.value).startswith(line)
+
+
+def test_a_grid_without_choices_is_refused(make_space: MakeSpace) -> None:
+    with pytest.raises(InputError, match=r"search.algorithm: a grid has no ranges"):
+        make_space(RANGE, algorithm="grid")
+
+
+def test_what_all_trials_have_must_be_of_the_run(make_space: MakeSpace) -> None:
+    with pytest.raises(InputError, match=r"search.trial.training.step: unknown key"):
+        make_space(RANGE, trial={"training.step": 7})
+
+
+def test_a_sweep_without_an_end_is_refused(make_space: MakeSpace) -> None:
+    with pytest.raises(InputError, match="trials and seconds are both null"):
+        make_space(RANGE, trials=None)
+
+
+def test_a_run_without_a_search_has_no_space(
+    make_config: Callable[..., RunConfig], make_teacher: Callable[..., TeacherSpec]
+) -> None:
+    with pytest.raises(InputError, match="search: is missing"):
+        Space(make_config([make_teacher("one", ["a", "b"])]))
