@@ -5,6 +5,7 @@ Tables about the method and about serving, each as JSON, Markdown and a picture:
 
   quality    what every part of the method is worth
   selection  whether what is chosen without data is what the data would choose
+  search     what a sweep finds of loss weights that were spoiled on purpose
   serving    served teachers against local ones; it has teachers of its own and takes no --config
 
 What is done is kept in the output folder, and skipped when the command runs again.
@@ -21,14 +22,14 @@ from types import ModuleType
 from typing import Any
 
 from dfka_dist import commandline
-from dfka_dist.benchmarks import quality, selection
+from dfka_dist.benchmarks import quality, search, selection
 from dfka_dist.benchmarks.serving import whole as serving
 from dfka_dist.errors import InputError
 from dfka_dist.loading import dump
 
-RUNS = {"quality": quality, "selection": selection}
+RUNS = {"quality": quality, "search": search, "selection": selection}
 """Tables that are made of whole runs."""
-STEPS = {"quality": 500, "selection": 200}
+STEPS = {"quality": 500, "search": 400, "selection": 200}
 REPETITIONS = 5
 
 

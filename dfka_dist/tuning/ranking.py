@@ -11,6 +11,7 @@ from typing import Any
 
 from dfka_dist.config import RunConfig
 from dfka_dist.evaluation import spearman
+from dfka_dist.models.target import TargetNet
 from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.micro import in_parts
@@ -62,6 +63,14 @@ class Jury:
         probe.give(heard)
         return self._judge(record, probe)
 
+    def beside(self, records: Sequence[TrialRecord], target: TargetNet) -> Standing:
+        """A target of another run, judged as `rank` judges these."""
+        finished = [record for record in records if record.status == "finished"]
+        probe = self._empty()
+        probe.give(self.probe(finished))
+        agreement = float(probe.judge(target)["agreement"])
+        return Standing(finished[0], agreement, self._score(target))
+
     def rank(self, records: Sequence[TrialRecord]) -> list[Standing]:
         """All trials: those that finished first, the best of them first."""
         finished = [record for record in records if record.status == "finished"]
@@ -69,7 +78,8 @@ class Jury:
         probe = self._empty()
         probe.give(self.probe(finished))
         standings = [
-            Standing(record, self._judge(record, probe), self._score(record)) for record in finished
+            Standing(record, self._judge(record, probe), self._score(self._target(record)))
+            for record in finished
         ]
         return [*sorted(standings, key=lambda each: each.agreement or 0.0, reverse=True), *others]
 
@@ -78,10 +88,13 @@ class Jury:
         return ProbeSet(Panel(self._config, self._teachers, columns, "fp32"))
 
     def _judge(self, record: TrialRecord, probe: ProbeSet) -> float:
-        return float(probe.judge(self._folder.target(record, self._code))["agreement"])
+        return float(probe.judge(self._target(record))["agreement"])
 
-    def _score(self, record: TrialRecord) -> dict[str, float | None] | None:
-        evaluation = self._scorer.score(self._folder.target(record, self._code))
+    def _target(self, record: TrialRecord) -> TargetNet:
+        return self._folder.target(record, self._code)
+
+    def _score(self, target: TargetNet) -> dict[str, float | None] | None:
+        evaluation = self._scorer.score(target)
         if evaluation is None:
             return None
         whole = [evaluation["target"]] if evaluation["target"] else None

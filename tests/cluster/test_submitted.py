@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import pytest
 from cluster import PATIENCE, Cluster, Ended
 
 SUBMIT = (
     *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
     *("--working-dir", ".", "--runtime-env", "cluster/runtime_env.yaml", "--"),
-    *("python", "jobs/amalgamate.py", "--config", "jobs/presets/digits.yaml", "--resume"),
 )
+RUN = ("python", "jobs/amalgamate.py", "--config", "jobs/presets/digits.yaml", "--resume")
+SEARCH = ("python", "jobs/tune.py", "--config", "jobs/presets/digits-search.yaml", "--resume")
 
 
-def submitted(nodes: Cluster, *more: str, env: Mapping[str, str] = {}) -> Ended:
+def submitted(
+    nodes: Cluster, *more: str, job: Sequence[str] = RUN, env: Mapping[str, str] = {}
+) -> Ended:
     """A job that is over, submitted from the head."""
     done = subprocess.run(
-        nodes.head.command(*SUBMIT, *more),
+        nodes.head.command(*SUBMIT, *job, *more),
         env=nodes.env | {"RAY_ADDRESS": "http://127.0.0.1:8265"} | env,
         capture_output=True,
         text=True,
@@ -32,6 +36,18 @@ def test_a_submitted_job_shows_its_progress_and_ends_with_its_result(nodes: Clus
     assert ended.code == 0, ended.out + ended.err
     assert "joint  24/24" in ended.out and "the teachers side by side" in ended.out
     assert nodes.store.paths("runs/submitted/checkpoint-000000036")
+    assert nodes.left(killed=True) == []
+
+
+@pytest.mark.exhaustive
+def test_a_submitted_search_runs_trials_at_once_and_leaves_nothing(nodes: Cluster) -> None:
+    short = "search.trial={training.steps: 8, training.rehearsal_steps: 0}"
+    budget = ("search.trials=4", "search.seconds=null", "search.pilots=2")
+    sets = [a for change in (short, *budget) for a in ("--set", change)]
+    more = [*nodes.settings("search", {"run.address": "auto"}), *sets]
+    ended = submitted(nodes, *more, job=SEARCH)
+    assert ended.code == 0, ended.out + ended.err
+    assert ended.out.count("sweep: trial ") == 4 and "best: losses.batch_norm " in ended.out
     assert nodes.left(killed=True) == []
 
 

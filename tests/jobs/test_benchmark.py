@@ -23,13 +23,13 @@ def test_serving_has_teachers_of_its_own(call: Call, config: Path) -> None:
     assert call("benchmark", "serving", "--config", config).refusal.startswith("error: --config: ")
 
 
-@pytest.mark.parametrize("what", ["quality", "selection"])
+@pytest.mark.parametrize("what", ["quality", "search", "selection"])
 def test_a_table_of_runs_needs_a_run(call: Call, what: str) -> None:
     refusal = call("benchmark", what).refusal
     assert refusal == f"error: --config: is missing (a run, for the table {what})"
 
 
-@pytest.mark.parametrize("what", ["quality", "selection"])
+@pytest.mark.parametrize("what", ["quality", "search", "selection"])
 def test_a_table_of_runs_needs_data_of_all_labels_before_it_runs_any(call: Call, what: str) -> None:
     refusal = call("benchmark", what, "--config", PRESETS / "mixed.yaml", "--dry-run").refusal
     assert refusal == "error: evaluations: cover not all labels (a data set of all labels)"
