@@ -127,9 +127,9 @@ def _nodes(arguments: argparse.Namespace, config: RunConfig) -> list[NodeResourc
 
 
 def _show(given: RunConfig, ready: preparing.Prepared, nodes: list[NodeResources]) -> None:
+    planned, (_, why) = ready.plan(nodes), room.concurrent(ready, nodes)
     print(dump(given))
-    print("\n".join(ready.plan(nodes).lines()))
-    print(room.concurrent(ready, nodes)[1])
+    print("\n".join([*planned.lines(), why]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,16 @@ from dfka_dist.tuning.space import Space
 
 IDENTITY = "sweep.json"
 """What may not differ when the sweep goes on."""
-LEFT = ("best.yaml", "trials.parquet", "sweep.html", IDENTITY, "resolved.yaml", "run.log", TRIALS)
+LEFT = (
+    "best.yaml",
+    "result.json",
+    "trials.parquet",
+    "sweep.html",
+    IDENTITY,
+    "resolved.yaml",
+    "run.log",
+    TRIALS,
+)
 """Everything that a sweep leaves in its folder."""
 
 
@@ -40,6 +50,14 @@ def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
     rows = [row(standing, rank) for rank, standing in enumerate(standings)]
     write_table(rows, folder / "trials.parquet")
     write_page(folder / "sweep.html", space, found.standings, found.spearman)
+    said = {
+        "best": rows[0],
+        "spearman": found.spearman,
+        "trials": len(rows),
+        "finished": sum(each.agreement is not None for each in standings),
+        "seconds": max(each.record.ended for each in standings),
+    }
+    (folder / "result.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     best = space.run(found.best.record.point)
     name = f"{best.run.name[:55]}-best"
     best = best.model_copy(update={"run": best.run.model_copy(update={"name": name})})

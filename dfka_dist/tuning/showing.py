@@ -67,16 +67,21 @@ class Showing:
     def begun(self, name: str, point: Mapping[str, Any]) -> None:
         """A trial runs."""
         self._rows[name] = _Row(point)
+        self._line(name)
 
     def judged(self, name: str, agreements: Sequence[float]) -> None:
         """A trial was judged at its moments so far."""
         self._rows[name].agreements = list(agreements)
+        self._line(name)
 
     def ended(self, record: TrialRecord) -> None:
         """A trial is over."""
         self._rows[record.name] = _Row(record.point, record.status, list(record.agreements))
+        self._line(record.name, _why(record))
+
+    def _line(self, name: str, more: str = "") -> None:
         if self._live is None:
-            self.message(f"trial {record.number} {_line(self._rows[record.name])}{_why(record)}")
+            self.message(f"{name} {_line(self._rows[name])}{more}")
 
     def _table(self) -> Table:
         table = Table(title=self._name)

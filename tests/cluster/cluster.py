@@ -225,7 +225,7 @@ def cluster() -> Iterator[Cluster]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "AWS_ACCESS_KEY_ID": "user",
             "AWS_SECRET_ACCESS_KEY": SECRET,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests' / 'cluster'}",
         }  # fmt: skip
         made = Cluster(nodes, store, env)
         for node in nodes:

@@ -71,12 +71,8 @@ class Node:
         assert self._holder.stdout.readline() == "ready\n", "the node could not be furnished"
         (inner,) = psutil.Process(self._holder.pid).children()
         self._pid = inner.pid
-        _do("ip", "link", "add", self.wire, "type", "veth", "peer", "name", "eth0",
-            "netns", self._pid)  # fmt: skip
-        _do("ip", "link", "set", self.wire, "master", BRIDGE, "up")
-        inside = ["nsenter", "--net", "--target", str(self._pid)]
-        _do(*inside, "ip", "address", "add", f"{self.address}/24", "dev", "eth0")
-        _do(*inside, "ip", "link", "set", "eth0", "up")
+        self._weak: subprocess.Popen[str] | None = None
+        self.mend()
 
     def command(self, *words: str | Path) -> list[str]:
         """What runs a command there."""
@@ -112,18 +108,45 @@ class Node:
         """Put it in again."""
         _do("ip", "link", "set", self.wire, "up")
 
-    def weaken(self, *netem: str) -> None:
-        """What `tc netem` does to all that goes to the node: `delay 100ms loss 1%`; nothing, if
-        nothing is given."""
-        subprocess.run(["tc", "qdisc", "del", "dev", self.wire, "root"], capture_output=True)
-        if netem:
-            _do("tc", "qdisc", "add", "dev", self.wire, "root", "netem", *netem)
+    def mend(self) -> None:
+        """Give the node, on which nothing runs, a good wire."""
+        self._unplug()
+        _do("ip", "link", "add", self.wire, "type", "veth", "peer", "name", "dfka-in")
+        self._plug_in()
+
+    def weaken(self, milliseconds: float, loss: float) -> None:
+        """Give the node, on which nothing runs, a wire on which every frame takes so long, each
+        way, and a share `loss` of them is lost."""
+        self._unplug()
+        program = [sys.executable, Path(__file__).with_name("weak_wire.py"), self.wire, "dfka-in"]
+        self._weak = subprocess.Popen(
+            [*map(str, program), str(milliseconds), str(loss)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._weak.stdout is not None and self._weak.stdout.readline() == "ready\n"
+        self._plug_in()
 
     def remove(self) -> None:
         """End the node and all that runs there."""
         self.kill()
+        self._unplug()
         self._holder.kill()
         self._holder.wait()
+
+    def _plug_in(self) -> None:
+        """One end into the bridge, the other into the node."""
+        _do("ip", "link", "set", self.wire, "master", BRIDGE, "up")
+        _do("ip", "link", "set", "dfka-in", "netns", self._pid, "name", "eth0")
+        inside = ["nsenter", "--net", "--target", str(self._pid)]
+        _do(*inside, "ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        _do(*inside, "ip", "link", "set", "eth0", "up")
+
+    def _unplug(self) -> None:
+        if self._weak is not None:
+            self._weak.communicate()
+            self._weak = None
         subprocess.run(["ip", "link", "del", self.wire], capture_output=True)
 
 

@@ -30,6 +30,11 @@ def as_undisturbed(job: Job, undisturbed: Job, nodes: Cluster) -> None:
     assert nodes.left(killed=True) == []
 
 
+def odd(name: str) -> dict[str, str]:
+    """What gives the preset's first teacher another forward."""
+    return {"teachers.0.source": f"odd_teachers:{name}", "teachers.0.arguments": "{labels: 5}"}
+
+
 def test_an_undisturbed_run_leaves_nothing(nodes: Cluster, undisturbed: Job) -> None:
     assert nodes.left() == []
 
@@ -100,3 +105,45 @@ def test_a_storage_that_fails_costs_one_checkpoint(nodes: Cluster, undisturbed: 
     job = nodes.start("unavailable")
     as_undisturbed(job, undisturbed, nodes)
     assert "no checkpoint at step 18" in job.log()
+
+
+@pytest.mark.exhaustive
+def test_a_server_that_dies_while_it_starts_is_replaced(nodes: Cluster, undisturbed: Job) -> None:
+    job = nodes.start("killed-starting")
+    wait_for(lambda: nodes.processes("ray::TeacherServer"), "the first server")
+    nodes.processes("ray::TeacherServer")[0].kill()
+    as_undisturbed(job, undisturbed, nodes)
+
+
+@pytest.mark.exhaustive
+def test_ctrl_c_while_a_checkpoint_is_saved_keeps_one_that_is_whole(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    job = nodes.start("interrupted")
+    told: list[str] = []
+
+    def interrupt(path: str) -> bool:
+        if "checkpoint-000000018/generator" in path and not told:
+            told.append(path)
+            job.signal(signal.SIGINT)
+        return False
+
+    nodes.store.is_unavailable = interrupt
+    ended = job.end()
+    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
+    assert nodes.left() == []
+    as_undisturbed(nodes.start("interrupted", "--resume"), undisturbed, nodes)
+
+
+@pytest.mark.exhaustive
+def test_a_teacher_that_answers_late_changes_nothing(nodes: Cluster, undisturbed: Job) -> None:
+    job = nodes.start("late", sets=odd("Late"))
+    as_undisturbed(job, undisturbed, nodes)
+
+
+@pytest.mark.exhaustive
+def test_a_loss_that_is_not_finite_for_one_worker_ends_the_run_for_all(nodes: Cluster) -> None:
+    job = nodes.start("broken", sets=odd("Broken"))
+    ended = job.end()
+    assert ended.code == 3 and "not finite" in ended.err.lower(), ended.err
+    assert nodes.left() == []

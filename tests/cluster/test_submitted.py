@@ -42,12 +42,15 @@ def test_a_submitted_job_shows_its_progress_and_ends_with_its_result(nodes: Clus
 @pytest.mark.exhaustive
 def test_a_submitted_search_runs_trials_at_once_and_leaves_nothing(nodes: Cluster) -> None:
     short = "search.trial={training.steps: 8, training.rehearsal_steps: 0}"
-    budget = ("search.trials=4", "search.seconds=null", "search.pilots=2")
+    budget = ("search.trials=6", "search.seconds=null", "search.pilots=2")
     sets = [a for change in (short, *budget) for a in ("--set", change)]
     more = [*nodes.settings("search", {"run.address": "auto"}), *sets]
     ended = submitted(nodes, *more, job=SEARCH)
     assert ended.code == 0, ended.out + ended.err
-    assert ended.out.count("sweep: trial ") == 4 and "best: losses.batch_norm " in ended.out
+    assert (
+        ended.out.count(" finished ") + ended.out.count(" stopped ") == 6
+        and "best: losses.batch_norm " in ended.out
+    )
     assert nodes.left(killed=True) == []
 
 
