@@ -12,6 +12,8 @@ from dfka_dist.training.checkpoint import Reading, Writing, read_json, under, wr
 from dfka_dist.training.collectives import rank_and_size
 from dfka_dist.training.streams import Streams
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -57,12 +59,21 @@ class SampleMemory:
     Args:
         columns: global sample indices, within a batch, that this worker makes.
         capacity: bytes.
+        device: of images and logits, those that a checkpoint brings back too.
     """
 
-    def __init__(self, *, columns: range, capacity: int, streams: Streams) -> None:
+    def __init__(
+        self,
+        *,
+        columns: range,
+        capacity: int,
+        streams: Streams,
+        device: torch.device = CPU,
+    ) -> None:
         self.columns = columns
         self._capacity = capacity
         self._streams = streams
+        self._device = device
         self._images: Tensor | None = None
         self._logits: dict[str, Tensor] = {}
         self._homes = torch.empty(0)
@@ -130,6 +141,7 @@ class SampleMemory:
             k: torch.cat([each[k] for each in saved], 1)[:, own]
             for k in saved[0].keys() - {"homes"}
         }
+        whole = {key: value.to(self._device) for key, value in whole.items()}
         logits = under(whole, "logits.")
         for index, step in enumerate(part):
             self._added = step

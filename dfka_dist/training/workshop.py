@@ -80,7 +80,9 @@ class Workshop:
     def new_memory(self) -> SampleMemory:
         """An empty one, of this worker's columns."""
         capacity = self.config.training.memory_megabytes * 2**20 // rank_and_size()[1]
-        return SampleMemory(columns=self.columns, capacity=capacity, streams=self.streams)
+        return SampleMemory(
+            columns=self.columns, capacity=capacity, streams=self.streams, device=self.device
+        )
 
     def rehearsal(self, memory: SampleMemory) -> Rehearsal:
         """Of a memory's images."""

@@ -173,6 +173,17 @@ def test_a_memory_that_was_handed_over_is_saved_anew(tmp_path: Path) -> None:
     assert again.draw("x", 1).images.equal(filled(7).draw("x", 1).images)
 
 
+def test_what_is_recalled_lies_on_the_memorys_own_device(tmp_path: Path) -> None:
+    """Meta tensors have a device, and no numbers."""
+    own = SampleMemory(
+        columns=range(BATCH), capacity=4 * BYTES, streams=Streams(0), device=torch.device("meta")
+    )
+    own.restore(left_by([filled(6)], tmp_path), "memory")
+    newest = own.newest(0, 1)
+    assert {newest.images.device.type, newest.logits["t"].device.type} == {"meta"}
+    assert newest.homes.device.type == "cpu", "where they are in a run that nothing disturbed"
+
+
 def test_room_for_steps_that_others_had_no_room_for_holds_no_noise(tmp_path: Path) -> None:
     """Three steps fitted where they were, four fit here."""
     small = [filled(10, half, capacity=3 * BYTES) for half in halves()]
