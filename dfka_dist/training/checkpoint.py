@@ -6,6 +6,7 @@
     lasting/...           beside all checkpoints: files that several of them need
 
 A checkpoint is complete when every rank's list is there and every file on it is as the list says.
+What is on no list is no part of it, and makes it another than was written.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dfka_dist.errors import RunFailed
-
-RUN = "run.json"
-LASTING = "lasting"
+from dfka_dist.training.lists import (
+    LASTING,
+    RUN,
+    BrokenCheckpoint,
+    Lists,
+    Part,
+    Told,
+    list_of,
+)
 
 State = dict[str, Tensor]
-Told = dict[str, Any]
-"""Size and sha256 of a file."""
-
-
-class BrokenCheckpoint(RunFailed):
-    """A checkpoint is not what was written."""
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Writing:
     """Of lasting files that were written before; those that are written now come to it."""
     needed: list[str] = field(default_factory=list)
     """Names of lasting files that belong to this checkpoint too."""
+    _own: dict[str, list[str]] = field(default_factory=lambda: {"files": [], LASTING: []})
 
     def under(self, name: str) -> Path:
         """The folder of what is held under a name."""
@@ -60,24 +62,38 @@ class Writing:
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def outlasting(self, name: str, make: Callable[[], State]) -> None:
-        """Write a file that later checkpoints need as it is, unless an earlier one has."""
+    def claim(self, *places: Path) -> None:
+        """No other rank reads these files that were written, while there are as many ranks."""
+        self._own["files"] += [self._name(place) for place in places]
+
+    def outlasting(self, name: str, make: Callable[[], State], *, claimed: bool = False) -> None:
+        """Write a file that later checkpoints need as it is, unless an earlier one has.
+
+        Args:
+            claimed: see `claim`.
+        """
         place = self.lasting / f"{name}.safetensors"
         if place.name not in self.told:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_state(place, make())
             self.told[place.name] = _told(place)
         self.needed.append(place.name)
+        if claimed:
+            self._own[LASTING].append(place.name)
 
     def close(self, run: dict[str, Any]) -> None:
         """List what this rank wrote; rank 0 says where the run is."""
         if self.rank == 0:
             write_json(self.folder / RUN, run | {"workers": self.size})
         listed = {
-            "files": {str(p.relative_to(self.folder)): _told(p) for p in _files(self.folder)},
-            "lasting": {name: self.told[name] for name in self.needed},
+            "files": {self._name(p): _told(p) for p in _files(self.folder)},
+            LASTING: {name: self.told[name] for name in self.needed},
+            "own": self._own,
         }
-        write_json(self.folder / f"files-{self.rank}.json", listed)
+        write_json(self.folder / list_of(self.rank), listed)
+
+    def _name(self, place: Path) -> str:
+        return place.relative_to(self.folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -95,24 +111,24 @@ class Reading:
     """Of the lasting files that belong to it."""
 
     @classmethod
-    def opened(cls, folder: Path, lasting: Path) -> Reading:
-        """A checkpoint, every file of which was looked at.
+    def opened(cls, folder: Path, lasting: Path, rank: int = 0, size: int = 1) -> Reading:
+        """A checkpoint, every file of which that this rank reads was looked at.
+
+        Args:
+            rank: of the reader.
+            size: how many read; other ranks look at what they read.
 
         Raises:
-            BrokenCheckpoint: a file is missing, or not what was written.
+            BrokenCheckpoint: a file is missing, or not what was written, or on no list.
         """
         try:
-            run = read_json(folder / RUN)
-            told: dict[str, Told] = {}
-            for rank in range(int(run["workers"])):
-                listed = read_json(folder / f"files-{rank}.json")
-                told |= listed["lasting"]
-                for place, files in ((folder, "files"), (lasting, "lasting")):
-                    for name, each in listed[files].items():
-                        _refuse_other(_inside(place, name), each)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            lists = Lists.read(lambda name: (folder / name).read_bytes())
+            needed = lists.needed(rank, size)
+            _refuse_strangers(folder, lists)
+            _refuse_others(folder, lasting, needed)
+        except (OSError, ValueError, KeyError, TypeError, BrokenCheckpoint) as error:
             raise BrokenCheckpoint(f"{folder.name}: {error}") from error
-        return cls(folder, lasting, run, told)
+        return cls(folder, lasting, lists.run, needed.lasting)
 
     @property
     def workers(self) -> int:
@@ -145,8 +161,16 @@ def refuse_code(folder: Path, harmless: Sequence[type]) -> None:
 
 
 def write_state(place: Path, state: State) -> None:
-    """Tensors as a safetensors file."""
-    save_file({key: value.detach().contiguous().cpu() for key, value in state.items()}, place)
+    """Tensors as a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    own = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    try:
+        save_file(own, place)
+    except SafetensorError as error:  # which is none
+        raise OSError(f"{place.name}: {error}") from error
 
 
 def read_state(place: Path) -> State:
@@ -182,13 +206,25 @@ def _told(place: Path) -> Told:
         }
 
 
+def _refuse_strangers(folder: Path, lists: Lists) -> None:
+    """DeepSpeed looks for its files by patterns: none may be there that nobody wrote."""
+    known = lists.names
+    for place in folder.rglob("*"):
+        name = place.relative_to(folder).as_posix()
+        if name not in known and (place.is_symlink() or not place.is_dir()):
+            raise ValueError(f"{name} is on no list")
+
+
+def _refuse_others(folder: Path, lasting: Path, part: Part) -> None:
+    for place, files in ((folder, part.files), (lasting, part.lasting)):
+        for name, told in files.items():
+            own = _inside(place, name)
+            if own.stat().st_size != told["bytes"] or _told(own) != told:
+                raise ValueError(f"{own.name} is not what was written")
+
+
 def _inside(folder: Path, name: str) -> Path:
     place = (folder / name).resolve()
     if not place.is_relative_to(folder.resolve()):
         raise ValueError(f"{name} lies outside")
     return place
-
-
-def _refuse_other(place: Path, told: Told) -> None:
-    if place.stat().st_size != told["bytes"] or _told(place) != told:
-        raise ValueError(f"{place.name} is not what was written")

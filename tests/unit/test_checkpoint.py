@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from dfka_dist.training.checkpoint import BrokenCheckpoint, Reading, Writing, refuse_code
+from dfka_dist.training.checkpoint import (
+    BrokenCheckpoint,
+    Reading,
+    Writing,
+    refuse_code,
+    write_state,
+)
+from dfka_dist.training.lists import Lists
 
 Harm = Callable[[Path], None]
 
@@ -74,6 +83,72 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: st
     (folder / "files-0.json").write_text(json.dumps(listed))
     with pytest.raises(BrokenCheckpoint, match="lies outside"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["thing/engine/mp_rank_00_model_states.pt", "more"])
+def test_a_file_that_is_on_no_list_is_refused(tmp_path: Path, name: str) -> None:
+    stranger = written(tmp_path) / name
+    stranger.parent.mkdir(parents=True, exist_ok=True)
+    stranger.touch()
+    with pytest.raises(BrokenCheckpoint, match=f"{name} is on no list"):
+        opened(tmp_path)
+
+
+def test_a_checkpoint_that_nobody_wrote_is_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "run.json").write_text('{"workers": 0}')
+    with pytest.raises(BrokenCheckpoint, match="0 workers wrote it"):
+        opened(tmp_path)
+
+
+def test_a_state_that_does_not_fit_on_the_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"state: .*File too large"):
+            write_state(tmp_path / "state", {"x": torch.ones(1024)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# several readers
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A checkpoint of two workers, each with files that the other does not read."""
+    for rank in (0, 1):
+        writing = Writing(tmp_path / f"desk-{rank}", tmp_path / "lasting", rank, 2, {})
+        place = writing.under("thing") / f"{rank}.txt"
+        place.write_text("something")
+        place.with_name(f"all-{rank}.txt").write_text("something")
+        writing.claim(place)
+        writing.outlasting(f"part-{rank}", lambda: {"x": torch.ones(1)}, claimed=True)
+        writing.outlasting("part", lambda: {"x": torch.ones(1)})
+        writing.close({})
+        shutil.copytree(writing.folder, tmp_path / "checkpoint", dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_rank_needs_its_own_files_and_what_all_read(shared: Path) -> None:
+    lists = Lists.read(lambda name: (shared / "checkpoint" / name).read_bytes())
+    needed = lists.needed(1, 2)
+    assert set(needed.files) == {"run.json", "thing/1.txt", "thing/all-0.txt", "thing/all-1.txt"}
+    assert set(needed.lasting) == {"part-1.safetensors", "part.safetensors"}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_another_number_of_ranks_needs_everything(shared: Path, size: int) -> None:
+    lists = Lists.read(lambda name: (shared / "checkpoint" / name).read_bytes())
+    assert lists.needed(0, size) == lists.whole
+
+
+def test_a_rank_looks_at_no_file_that_only_another_reads(shared: Path) -> None:
+    (shared / "lasting" / "part-0.safetensors").unlink()
+    reading = Reading.opened(shared / "checkpoint", shared / "lasting", rank=1, size=2)
+    assert set(reading.told) == {"part-1.safetensors", "part.safetensors"}
+    with pytest.raises(BrokenCheckpoint, match="part-0"):
+        Reading.opened(shared / "checkpoint", shared / "lasting", rank=0, size=2)
 
 
 def test_what_outlasts_a_checkpoint_is_written_once(tmp_path: Path) -> None:
