@@ -48,8 +48,13 @@ class ObjectStore:
         files, _ = fs.FileSystem.from_uri(self.uri(""))
         with files.open_input_file(path) as file:
             kept = file.read()[:-1]
+        self.put(path, kept)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file."""
+        files, _ = fs.FileSystem.from_uri(self.uri(""))
         with files.open_output_stream(path) as file:
-            file.write(kept)
+            file.write(data)
 
     def stop(self) -> None:
         """Listen no more."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,7 @@ class Reading:
 
     Args:
         folder, lasting: see `Writing`.
+        desk: folder on this machine's disk, for what is made of it on the way.
     """
 
     folder: Path
@@ -109,14 +111,18 @@ class Reading:
     run: dict[str, Any]
     told: dict[str, Told]
     """Of the lasting files that belong to it."""
+    desk: Path
 
     @classmethod
-    def opened(cls, folder: Path, lasting: Path, rank: int = 0, size: int = 1) -> Reading:
+    def opened(
+        cls, folder: Path, lasting: Path, rank: int = 0, size: int = 1, desk: Path | None = None
+    ) -> Reading:
         """A checkpoint, every file of which that this rank reads was looked at.
 
         Args:
             rank: of the reader.
             size: how many read; other ranks look at what they read.
+            desk: see `Reading`.
 
         Raises:
             BrokenCheckpoint: a file is missing, or not what was written, or on no list.
@@ -128,7 +134,7 @@ class Reading:
             _refuse_others(folder, lasting, needed)
         except (OSError, ValueError, KeyError, TypeError, BrokenCheckpoint) as error:
             raise BrokenCheckpoint(f"{folder.name}: {error}") from error
-        return cls(folder, lasting, lists.run, needed.lasting)
+        return cls(folder, lasting, lists.run, needed.lasting, desk or Path(tempfile.gettempdir()))
 
     @property
     def workers(self) -> int:

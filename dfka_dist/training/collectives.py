@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -74,13 +76,19 @@ class Vote:
         return bool(before[0])
 
 
+def gathered(value: T) -> list[T]:
+    """That of each worker, by rank; every worker calls."""
+    values = [value] * rank_and_size()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def said_by_any(word: str | None) -> str | None:
     """What the first worker that has something to say says; every worker calls."""
-    size = rank_and_size()[1]
-    words = [word] * size
-    if size > 1:
-        dist.all_gather_object(words, word)
-    return next((f"worker {r}: {w}" if size > 1 else w for r, w in enumerate(words) if w), None)
+    words = gathered(word)
+    several = len(words) > 1
+    return next((f"worker {r}: {w}" if several else w for r, w in enumerate(words) if w), None)
 
 
 @torch.no_grad()

@@ -24,12 +24,15 @@ from dfka_dist.models.dual import untracked
 from dfka_dist.training import universal
 from dfka_dist.training.checkpoint import Reading, Writing, read_state, refuse_code, write_state
 from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.shards import failing_late
 
 Optimizer = Literal["adam", "sgd"]
 HARMLESS = (LossScaler, ZeroStageEnum, fragment_address)
 """Classes of DeepSpeed's in its shards."""
 TAG = "engine"
 """Name of the folder of DeepSpeed's shards."""
+SHARD = "zero_pp_rank_"
+"""What the names of files say that one rank reads alone, before its number."""
 
 
 def fitting(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
@@ -98,13 +101,18 @@ class Engine:
 
     def save(self, writing: Writing, name: str) -> None:
         """Parameters and moments in DeepSpeed's own shards, buffers of every rank beside them; a
-        collective."""
+        collective.
+
+        Raises:
+            OSError: this rank's cannot be written; the others' may be.
+        """
         place = writing.under(name)
-        self._engine.save_checkpoint(str(place), tag=TAG, save_latest=False)
-        if writing.rank == 0:
-            for program in place.glob("*.py"):  # a checkpoint is data
-                program.unlink()
-        write_state(place / f"buffers-{writing.rank}.safetensors", dict(self._buffers))
+        with failing_late(self._engine):
+            self._engine.save_checkpoint(str(place), tag=TAG, save_latest=False)
+        buffers = place / f"buffers-{writing.rank}.safetensors"
+        write_state(buffers, dict(self._buffers))
+        if not self._engine.zero_elastic_checkpoint():  # which would read those of all
+            writing.claim(buffers, *place.rglob(f"*{SHARD}{writing.rank}_*"))
 
     def restore(self, reading: Reading, name: str) -> None:
         """Become what was saved; a collective.
@@ -119,7 +127,7 @@ class Engine:
             self._engine.load_checkpoint(str(place), tag=TAG)
             saved = [read_state(place / f"buffers-{rank}.safetensors")]
         else:
-            universal.load(self._engine, place, TAG)
+            universal.load(self._engine, place, TAG, reading.desk)
             ranks = range(reading.workers)
             saved = [read_state(place / f"buffers-{each}.safetensors") for each in ranks]
         for key, buffer in self._buffers:

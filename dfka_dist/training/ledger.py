@@ -10,26 +10,35 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from dfka_dist.config import CheckpointSpec
 from dfka_dist.errors import Interrupted, NotKept
-from dfka_dist.training.checkpoint import Reading, State, Told, Writing, read_state, write_state
-from dfka_dist.training.collectives import Vote, rank_and_size
+from dfka_dist.training.checkpoint import Reading, State, Writing, read_state, write_state
+from dfka_dist.training.collectives import Vote, rank_and_size, said_by_any
 from dfka_dist.training.diary import Diary
+from dfka_dist.training.lists import LASTING, Told
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Held(Protocol):
     """Something that changes while a run goes on."""
 
     def save(self, writing: Writing, name: str) -> None:
-        """Write what it is now below `name`; every rank calls."""
+        """Write what it is now below `name`; every rank calls, and meets the others even if it
+        cannot write.
+
+        Raises:
+            OSError: it cannot.
+        """
 
     def restore(self, reading: Reading, name: str) -> None:
         """Become what it was; every rank calls."""
@@ -43,12 +52,12 @@ class Shelf(Protocol):
         """What may not differ when the run goes on."""
 
     def newest(self) -> Reading | None:
-        """The newest that is whole."""
+        """The newest that is whole, and the same on every rank; every rank calls."""
 
-    def lasting(self) -> Path:
-        """The folder, on this worker's machine, of what outlasts a checkpoint."""
+    def desk(self) -> Path:
+        """A folder on this worker's machine, for what is on its way."""
 
-    def add(self, folder: Path, global_step: int) -> None:
+    def add(self, writing: Writing, global_step: int) -> None:
         """Take this rank's part of a checkpoint; every rank calls, and may wait for the others."""
 
 
@@ -154,14 +163,40 @@ class Ledger:
         return True
 
     def _write(self, shelf: Shelf) -> None:
-        rank, size = rank_and_size()
-        with tempfile.TemporaryDirectory(prefix="dfka-") as place:
-            writing = Writing(Path(place), shelf.lasting(), rank, size, self._told)
+        step, (rank, size) = self._diary.global_step, rank_and_size()
+        with ExitStack() as room:
+
+            def begin() -> Writing:
+                made = tempfile.TemporaryDirectory(dir=shelf.desk())
+                place = Path(room.enter_context(made))
+                writing = Writing(place / "now", place / LASTING, rank, size, self._told)
+                for name in self._held:
+                    writing.under(name)
+                return writing
+
+            writing = _together(step, begin)
             for name, thing in self._held.items():
-                writing.under(name)
-                thing.save(writing, name)
-            writing.close({"diary": self._diary.state(), "identity": shelf.identity})
-            shelf.add(writing.folder, self._diary.global_step)
+                _together(step, partial(thing.save, writing, name))
+            told = {"diary": self._diary.state(), "identity": shelf.identity}
+            _together(step, partial(writing.close, told))
+            shelf.add(writing, step)
+
+
+def _together(step: int, write: Callable[[], T]) -> T:
+    """What is written by every rank, or else kept by none.
+
+    Raises:
+        NotKept: one of them could not write; on all.
+    """
+    made, failure = list[T](), None
+    try:
+        made.append(write())
+    except OSError as error:
+        failure = str(error)
+    failure = said_by_any(failure)
+    if failure is not None:
+        raise NotKept(f"no checkpoint at step {step}: {failure}")
+    return made[0]
 
 
 class Phase:

@@ -67,19 +67,17 @@ class Lists:
         Raises:
             BrokenCheckpoint: one is not there, or is no list, or leads out of the folder.
         """
+        run = read_json(read, RUN)
         try:
-            run = json.loads(read(RUN))
             workers = run["workers"]
             if not isinstance(workers, int) or workers < 1:
                 raise ValueError(f"{workers} workers wrote it")
-            listed = [json.loads(read(list_of(rank))) for rank in range(workers)]
+            listed = [read_json(read, list_of(rank)) for rank in range(workers)]
             parts = [_part(each) for each in listed]
             common = [
                 part.without(each.get("own", {})) for part, each in zip(parts, listed, strict=True)
             ]
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise BrokenCheckpoint(str(error)) from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenCheckpoint(f"{type(error).__name__}: {error}") from error
         return cls(run, parts, common)
 
@@ -104,6 +102,22 @@ class Lists:
 def list_of(rank: int) -> str:
     """Name of a rank's list."""
     return f"files-{rank}.json"
+
+
+def read_json(read: Callable[[str], bytes], name: str) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        BrokenCheckpoint: it is not there, or is none.
+    """
+    try:
+        raw = read(name)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BrokenCheckpoint(str(error)) from error
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{name}: {error}") from error
 
 
 def _part(listed: Any) -> Part:

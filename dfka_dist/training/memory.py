@@ -114,9 +114,11 @@ class SampleMemory:
         self._parts = [part for part in self._parts if part.stop > self._added - self._slots]
         for part in self._parts:
             named = _named(name, writing.rank, writing.size, part)
-            writing.outlasting(named, partial(self._steps, part))
+            writing.outlasting(named, partial(self._steps, part), claimed=True)
         own = {"added": self._added, "parts": [[part.start, part.stop] for part in self._parts]}
-        write_json(writing.under(name) / f"{writing.rank}.json", own)
+        place = writing.under(name) / f"{writing.rank}.json"
+        write_json(place, own)
+        writing.claim(place)
 
     def restore(self, reading: Reading, name: str) -> None:
         """Remember what was saved; by another number of workers, of every batch the columns that

@@ -7,11 +7,10 @@ leaves those that were complete as they are.
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import tempfile
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,16 @@ from pyarrow import fs
 
 from dfka_dist.errors import InputError, NotKept, RunFailed
 from dfka_dist.places import UNREACHABLE, Place
-from dfka_dist.training.checkpoint import LASTING, RUN, BrokenCheckpoint, Reading
-from dfka_dist.training.collectives import rank_and_size, said_by_any
+from dfka_dist.training.checkpoint import Reading, Writing
+from dfka_dist.training.collectives import gathered, rank_and_size, said_by_any
+from dfka_dist.training.desk import Desk, clear_abandoned
+from dfka_dist.training.lists import LASTING, RUN, BrokenCheckpoint, Lists, list_of, read_json
+from dfka_dist.training.pruning import name_of, prune, steps_in
 
 log = logging.getLogger(__name__)
 
 KEY = "training.checkpoint.storage"
 """Of the configuration, which says where they are."""
-
-_NAMED = re.compile(r"checkpoint-(\d{9})")
 
 
 class FolderShelf:
@@ -48,7 +48,8 @@ class FolderShelf:
         self._uri, self._identity, self._keep = uri, identity or {}, keep
         self.place = Place(uri, KEY)
         self._files, self._root = self.place.files, self.place.folder
-        self._desk: tempfile.TemporaryDirectory[str] | None = None
+        self._desk: Desk | None = None
+        self._broken: set[int] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FolderShelf, (self._uri, self._keep, self._identity)
@@ -67,21 +68,29 @@ class FolderShelf:
         Raises:
             InputError: the place cannot be listed.
         """
-        found = map(_NAMED.fullmatch, self.place.names())
-        return sorted(int(match[1]) for match in found if match)
+        return steps_in(self.place.names())
 
     def told(self) -> dict[str, Any] | None:
-        """What the newest checkpoint says of its run, if that can be read."""
+        """What the newest checkpoint says of its run, if that can be read.
+
+        Raises:
+            InputError: the place cannot be reached.
+        """
         for step in reversed(self.steps()):
             try:
-                with self._files.open_input_stream(f"{self._root}/{_name(step)}/{RUN}") as file:
-                    told: dict[str, Any] = json.loads(file.read())
-                    return told
-            except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeError):
-                continue
+                run = read_json(partial(self._raw, name_of(step)), RUN)
+            except BrokenCheckpoint:
+                continue  # whoever takes it down passes it over, with a warning
             except UNREACHABLE as error:
                 raise self.place.unreachable(error) from None
+            if isinstance(run, dict) and isinstance(run.get("identity"), dict):
+                return run
         return None
+
+    def _raw(self, folder: str, name: str) -> bytes:
+        with self._files.open_input_stream(f"{self._root}/{folder}/{name}") as file:
+            raw: bytes = file.read()
+            return raw
 
     def begin(self, *, anew: bool) -> None:
         """Prove that checkpoints can be written.
@@ -105,55 +114,70 @@ class FolderShelf:
         inside = fs.FileSelector(self._root, allow_not_found=True)
         try:
             for info in self._files.get_file_info(inside):
-                if info.base_name == LASTING or _NAMED.fullmatch(info.base_name):
+                if info.base_name == LASTING or steps_in([info.base_name]):
                     self._files.delete_dir(info.path)
         except UNREACHABLE as error:
             raise self.place.unreachable(error) from None
 
     def newest(self) -> Reading | None:
-        """See `ledger.Shelf`; those that are broken are passed over, with a warning.
+        """See `ledger.Shelf`; those that are broken for any rank are passed over by all, with a
+        warning.
+
+        What processes of this run that are dead have left on this machine's disk is cleared away.
 
         Raises:
-            RunFailed: they cannot be reached.
+            RunFailed: they cannot be reached by one of the ranks; on all.
         """
-        try:
-            steps = self.steps()
-        except InputError as error:
-            raise RunFailed(str(error)) from None
-        for step in reversed(steps):
+        clear_abandoned(str(self))
+        for step in reversed(self._agreed_steps()):
+            reading, broken, unreachable = None, None, None
             try:
-                return self._taken_down(step)
+                reading = self._taken_down(step)
             except BrokenCheckpoint as error:
-                log.warning("passing over a checkpoint: %s", error)
+                broken = str(error)
+            except RunFailed as error:
+                unreachable = str(error)
+            _refuse(said_by_any(unreachable))
+            broken = said_by_any(broken)
+            if broken is None:
+                return reading
+            self._broken.add(step)
+            log.warning("passing over a checkpoint: %s", broken)
         return None
 
-    def lasting(self) -> Path:
+    def _agreed_steps(self) -> list[int]:
+        """As rank 0 sees them, lest others see less or more by now."""
+        steps, unreachable = list[int](), None
+        try:
+            steps = self.steps() if rank_and_size()[0] == 0 else []
+        except InputError as error:
+            unreachable = str(error)
+        _refuse(said_by_any(unreachable))
+        return gathered(steps)[0]
+
+    def desk(self) -> Path:
         """See `ledger.Shelf`."""
-        return self._own / LASTING
+        if self._desk is None:
+            self._desk = Desk(str(self))
+        return self._desk.folder
 
     def close(self) -> None:
         """Let go what lies on this machine's disk on its way from or to the place."""
         if self._desk is not None:
-            self._desk.cleanup()
+            self._desk.close()
             self._desk = None
 
-    @property
-    def _own(self) -> Path:
-        if self._desk is None:
-            self._desk = tempfile.TemporaryDirectory(prefix="dfka-")
-        return Path(self._desk.name)
-
-    def add(self, folder: Path, global_step: int) -> None:
+    def add(self, writing: Writing, global_step: int) -> None:
         """See `ledger.Shelf`; returns when all ranks are done.
 
         Raises:
             NotKept: one of them could not write; on all.
         """
-        there = f"{self._root}/{_name(global_step)}"
+        there = f"{self._root}/{name_of(global_step)}"
 
         def put() -> None:
-            self._put(self.lasting(), f"{self._root}/{LASTING}")
-            self._put(folder, there)
+            self._put(writing.lasting, f"{self._root}/{LASTING}")
+            self._put(writing.folder, there)
 
         # Of a save that was interrupted, perhaps by more workers, nothing may stay in it.
         failure = said_by_any(self._tried(lambda: self._remove(there)))
@@ -162,8 +186,9 @@ class FolderShelf:
             if rank_and_size()[0] == 0:
                 self._tried(lambda: self._files.delete_dir(there))
             raise NotKept(f"no checkpoint at step {global_step}: {failure}")
+        self._broken.discard(global_step)
         if rank_and_size()[0] == 0:
-            failure = self._tried(lambda: self._tidy(global_step))
+            failure = self._tried(lambda: prune(self.place, global_step, self._keep, self._broken))
             if failure is not None:
                 log.warning("older checkpoints stay in %s: %s", self, failure)
 
@@ -193,63 +218,43 @@ class FolderShelf:
             path.unlink()
 
     def _taken_down(self, step: int) -> Reading:
-        """A checkpoint on this machine's disk."""
-        # Apart from what is on its way there: that is moved, and this is still read.
-        place = Path(self._root) if self.place.is_local else self._own / "taken"
-        folder, lasting = place / _name(step), place / LASTING
-        if not self.place.is_local:
-            self._get(f"{self._root}/{_name(step)}", folder)
-            for name in self._needed(folder):
-                self._get(f"{self._root}/{LASTING}/{name}", lasting / name)
-        return Reading.opened(folder, lasting)
+        """A checkpoint on this machine's disk, as far as this rank reads it.
 
-    def _get(self, source: str, place: Path) -> None:
+        Raises:
+            BrokenCheckpoint: it is not what was written.
+            RunFailed: it cannot be reached, or there is no room for it.
+        """
+        rank, size = rank_and_size()
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(source, str(place), source_filesystem=self._files)
-        except FileNotFoundError as error:
-            raise BrokenCheckpoint(f"{source} is not there") from error
+            # Apart from what is on its way there: that is moved, and this is still read.
+            place = Path(self._root) if self.place.is_local else self.desk() / "taken"
+            folder, lasting = place / name_of(step), place / LASTING
+            if not self.place.is_local:
+                self._fetch(name_of(step), place, rank, size)
+            return Reading.opened(folder, lasting, rank, size, self.desk())
+        except BrokenCheckpoint:
+            if not self.place.is_local:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         except UNREACHABLE as error:
             # A checkpoint that cannot be reached just now is not one to pass over.
             raise RunFailed(f"{self} cannot be read: {self.place.plain(error)}") from None
 
-    def _needed(self, folder: Path) -> set[str]:
-        try:
-            lists = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("files-*.json")]
-            return {_plain(name) for listed in lists for name in listed["lasting"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BrokenCheckpoint(f"{folder.name}: {error}") from error
-
-    def _tidy(self, newest: int) -> None:
-        """Older checkpoints go, later ones that were passed over too, and then what none needs any
-        more."""
-        steps = self.steps()
-        kept = [step for step in steps if step <= newest][-self._keep :]
-        for step in set(steps) - set(kept):
-            self._files.delete_dir(f"{self._root}/{_name(step)}")
-        needed: set[str] = set()
-        for step in kept:
-            needed |= self._listed(step)
-        inside = fs.FileSelector(f"{self._root}/{LASTING}", allow_not_found=True)
-        for info in self._files.get_file_info(inside):
-            if info.base_name not in needed:
-                self._files.delete_file(info.path)
-
-    def _listed(self, step: int) -> set[str]:
-        inside = fs.FileSelector(f"{self._root}/{_name(step)}")
-        names: set[str] = set()
-        for info in self._files.get_file_info(inside):
-            if info.base_name.startswith("files-"):
-                with self._files.open_input_stream(info.path) as file:
-                    names |= set(json.loads(file.read())["lasting"])
-        return names
+    def _fetch(self, name: str, place: Path, rank: int, size: int) -> None:
+        """Copy what a rank reads of a checkpoint, and nothing that is on no list."""
+        lists = Lists.read(partial(self._raw, name))
+        needed = lists.needed(rank, size)
+        files = {RUN, *map(list_of, range(len(lists.parts))), *needed.files}
+        own = [*(f"{name}/{each}" for each in files), *(f"{LASTING}/{n}" for n in needed.lasting)]
+        for each in own:
+            (place / each).parent.mkdir(parents=True, exist_ok=True)
+            source, target = f"{self._root}/{each}", str(place / each)
+            try:
+                fs.copy_files(source, target, source_filesystem=self._files)
+            except FileNotFoundError as error:
+                raise BrokenCheckpoint(f"{each} is not there") from error
 
 
-def _name(step: int) -> str:
-    return f"checkpoint-{step:09}"
-
-
-def _plain(name: str) -> str:
-    if "/" in name or name in ("", ".", ".."):
-        raise ValueError(f"{name} lies outside")
-    return name
+def _refuse(failure: str | None) -> None:
+    if failure is not None:
+        raise RunFailed(failure)

@@ -12,15 +12,16 @@ from typing import Any
 from deepspeed.checkpoint import ds_to_universal
 
 
-def load(engine: Any, place: Path, tag: str) -> None:
+def load(engine: Any, place: Path, tag: str, desk: Path) -> None:
     """Have parameters and moments that were saved, shared out over the workers that there are now;
     a collective. Buffers are not among them.
 
     Args:
         engine: DeepSpeed's.
         place: what its `save_checkpoint` wrote, and nobody else.
+        desk: folder on this machine's disk, for what is made of it on the way.
     """
-    with tempfile.TemporaryDirectory(prefix="dfka-") as folder:
+    with tempfile.TemporaryDirectory(dir=desk) as folder:
         _convert(place / tag, Path(folder) / tag)
         # Said anywhere else, DeepSpeed would take all later checkpoints for universal ones too.
         engine._config.load_universal_checkpoint = True

@@ -20,12 +20,13 @@ def put(
     shelf: FolderShelf, place: Path, step: int, parts: list[str], told: dict[str, Told]
 ) -> None:
     """Make a checkpoint that needs these lasting files."""
-    writing = Writing(place / f"desk-{step}", shelf.lasting(), rank=0, size=1, told=told)
+    desk = place / f"desk-{step}"
+    writing = Writing(desk / "now", desk / "lasting", rank=0, size=1, told=told)
     (writing.under("thing") / "step.txt").write_text(str(step))
     for part in parts:
         writing.outlasting(part, lambda: {"x": torch.ones(1)})
     writing.close({"step": step, "identity": shelf.identity})
-    shelf.add(writing.folder, step)
+    shelf.add(writing, step)
 
 
 @pytest.fixture
@@ -84,6 +85,35 @@ def test_one_that_was_passed_over_takes_nobodys_place(
     assert shelf.steps() == [20, 25]
 
 
+@pytest.mark.parametrize("harm", ["files-0.json", "thing/step.txt", "run.json"])
+def test_one_that_is_not_complete_takes_nobodys_place(
+    shelf: FolderShelf, root: Path, tmp_path: Path, harm: str
+) -> None:
+    """Nor does it stay."""
+    (root / "checkpoint-000000030" / harm).unlink()
+    put(shelf, tmp_path, 40, ["b"], {})
+    assert shelf.steps() == [20, 40]
+
+
+def test_one_without_what_it_needs_beside_it_takes_nobodys_place(
+    shelf: FolderShelf, root: Path, tmp_path: Path
+) -> None:
+    (root / "lasting" / "c.safetensors").unlink()
+    put(shelf, tmp_path, 40, ["b"], {})
+    assert shelf.steps() == [20, 40]
+
+
+def test_one_that_was_broken_when_it_was_read_takes_nobodys_place(
+    shelf: FolderShelf, root: Path, tmp_path: Path
+) -> None:
+    """Although all its files are as long as they should be."""
+    (root / "checkpoint-000000030" / "thing" / "step.txt").write_text("31")
+    newest = shelf.newest()
+    assert newest is not None and newest.run["step"] == 20
+    put(shelf, tmp_path, 40, ["b"], dict(newest.told))
+    assert shelf.steps() == [20, 40]
+
+
 def test_it_tells_whose_checkpoints_they_are(shelf: FolderShelf) -> None:
     told = shelf.told()
     assert told is not None and told["identity"] == {"seed": 3}
@@ -127,6 +157,22 @@ def test_an_object_store_keeps_them_like_a_disk(remote: FolderShelf, tmp_path: P
     assert newest.run["step"] == 30 and newest.outlasting("b")["x"].tolist() == [1]
 
 
+def test_what_is_on_no_list_is_not_fetched(
+    remote: FolderShelf, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    object_store.put(f"bucket/{tmp_path.name}/checkpoint-000000020/thing/shard.pt", b"code")
+    newest = remote.newest()
+    assert newest is not None and newest.run["step"] == 20
+    assert sorted(p.name for p in (newest.folder / "thing").iterdir()) == ["step.txt"]
+
+
+def test_what_was_taken_down_goes_with_the_shelf(remote: FolderShelf) -> None:
+    newest = remote.newest()
+    assert newest is not None and newest.folder.exists()
+    remote.close()
+    assert not newest.folder.exists()
+
+
 def test_a_storage_that_fails_in_the_middle_leaves_what_was_there(
     remote: FolderShelf, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -159,13 +205,13 @@ def test_one_that_cannot_be_reached_just_now_is_not_passed_over(
 
 def test_a_disk_that_is_full_leaves_what_was_there(shelf: FolderShelf, tmp_path: Path) -> None:
     """As far as one process can be brought to it: no file may be longer than a few bytes."""
-    (tmp_path / "desk-40").mkdir()
-    (tmp_path / "desk-40" / "large").write_bytes(bytes(4096))
+    writing = Writing(tmp_path / "desk", tmp_path / "lasting", rank=0, size=1, told={})
+    (writing.under("thing") / "large").write_bytes(bytes(4096))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
     try:
         with pytest.raises(NotKept, match=r"no checkpoint at step 40: .* cannot be written"):
-            shelf.add(tmp_path / "desk-40", 40)
+            shelf.add(writing, 40)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     newest = shelf.newest()
