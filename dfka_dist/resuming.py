@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import Weights
 from dfka_dist.places import inside
+from dfka_dist.training.identity import first_difference
 from dfka_dist.training.shelf import KEY, FolderShelf
 
 log = logging.getLogger(__name__)
@@ -105,11 +106,10 @@ def refuse_difference(before: Mapping[str, Any], own: Mapping[str, Any]) -> None
     Raises:
         InputError: naming the first difference.
     """
-    then, now = (dict(_flat(each)) for each in (before, own))
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key):
-            what = f"is {now.get(key)} and was {then.get(key)} when the run began"
-            raise InputError(key, what, "the run as it was, or another run.name and --output")
+    difference = first_difference(before, own)
+    if difference is not None:
+        remedy = "the run as it was, or another run.name and --output"
+        raise InputError(difference.key, str(difference), remedy)
 
 
 def refuse_existing(shelf: FolderShelf) -> None:
@@ -121,16 +121,3 @@ def refuse_existing(shelf: FolderShelf) -> None:
     if shelf.steps():
         what = f"{shelf} already holds checkpoints"
         raise InputError(KEY, what, "--resume, --overwrite, or another run.name")
-
-
-def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    inner: Iterator[tuple[Any, Any]]
-    if isinstance(tree, Mapping):
-        inner = iter(tree.items())
-    elif isinstance(tree, list) and any(isinstance(each, Mapping) for each in tree):
-        inner = enumerate(tree)
-    else:
-        yield path, tree
-        return
-    for key, value in inner:
-        yield from _flat(value, f"{path}.{key}".lstrip("."))

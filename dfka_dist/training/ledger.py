@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from dfka_dist.config import CheckpointSpec
-from dfka_dist.errors import Interrupted, NotKept
+from dfka_dist.errors import Interrupted, NotKept, RunFailed
 from dfka_dist.training.checkpoint import Reading, State, Writing, read_state, write_state
 from dfka_dist.training.collectives import Vote, rank_and_size, said_by_any
 from dfka_dist.training.diary import Diary
+from dfka_dist.training.identity import first_difference
 from dfka_dist.training.lists import LASTING, Told
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ class Ledger:
         shelf: None for a run that keeps no checkpoints.
         stopping: whether this worker was told to stop.
         vote: on that, of all workers.
+
+    Raises:
+        RunFailed: the newest checkpoint is another run's; on every worker.
     """
 
     def __init__(
@@ -84,7 +88,8 @@ class Ledger:
         self._held: dict[str, Held] = {"results": Results()}
         self._told: dict[str, Told] = {}
         self._resumed = shelf.newest() if shelf else None
-        if self._resumed is not None:
+        if self._resumed is not None and shelf is not None:
+            _refuse_another(self._resumed, shelf.identity)
             diary.resume(self._resumed.run["diary"])
             self.results.restore(self._resumed, "results")
             self._told |= self._resumed.told
@@ -180,6 +185,14 @@ class Ledger:
             told = {"diary": self._diary.state(), "identity": shelf.identity}
             _together(step, partial(writing.close, told))
             shelf.add(writing, step)
+
+
+def _refuse_another(reading: Reading, own: Mapping[str, Any]) -> None:
+    """The driver has looked, but others may have written there since."""
+    difference = first_difference(reading.run.get("identity", {}), own)
+    if difference is not None:
+        found = f"{reading.folder.name} is another run's"
+        raise RunFailed(f"{found}: {difference.key} {difference}")
 
 
 def _together(step: int, write: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dfka_dist.errors import Interrupted, NotKept
+from dfka_dist.errors import Interrupted, NotKept, RunFailed
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.shelf import FolderShelf
@@ -119,3 +119,16 @@ def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
 def test_a_run_ends_there_if_it_is_told_to(blocked: FolderShelf, run: Run) -> None:
     with pytest.raises(NotKept, match="no checkpoint at step 3"):
         run("noise", shelf=blocked, checkpoint={"every": 3, "on_failure": "end"})
+
+
+def test_a_run_does_not_go_on_from_a_checkpoint_of_another(run: Run, tmp_path: Path) -> None:
+    """Which came there behind the driver's back."""
+    teachers = [{"name": "one", "labels": ["a", "b"]}]
+    first = FolderShelf(str(tmp_path), keep=2, identity={"teachers": teachers})
+    with pytest.raises(Interrupted):
+        run("noise", shelf=first, stopping=lambda: True)
+    other = [teachers[0] | {"labels": ["a", "c"]}]
+    second = FolderShelf(str(tmp_path), keep=2, identity={"teachers": other})
+    said = r"is another run's: teachers\.0\.labels is \['a', 'c'\] and was \['a', 'b'\]"
+    with pytest.raises(RunFailed, match=said):
+        run("noise", shelf=second)
