@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -21,26 +20,23 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dfka_dist import clusters, machine
+from dfka_dist import machine, resuming
 from dfka_dist.config import RunConfig
-from dfka_dist.errors import DfkaError, Interrupted, RunFailed
+from dfka_dist.errors import DfkaError
 from dfka_dist.loading import dump, parse
-from dfka_dist.notices import Inbox, News, NoticeBoard, Warner
+from dfka_dist.notices import Inbox, Meeting, NoticeBoard, Warner
 from dfka_dist.teachers.pool import beside_the_driver
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
+from dfka_dist.training.collectives import gathered, rank_and_size
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.probe import Contest
 from dfka_dist.training.shelf import FolderShelf
+from dfka_dist.watching import Watch
 
 log = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.5
-PATIENCE = 45.0
-"""Seconds that all workers have to end when one has told why. Ray Train that is killed before its
-workers have ended leaves its placement group, on a cluster without a dashboard for good."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,12 @@ def amalgamate(
         start: state of a target to go on with.
         shelf: of the run's checkpoints.
         stopping: whether workers are to make a checkpoint and stop; a node of theirs that the
-            cluster is about to take away says so too.
+            cluster is about to take away says so too, if they keep any.
         contest: in which the run takes part.
 
     Raises:
         Interrupted: they were stopped.
+        InputError: the workers do not reach the shelf from where they are.
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
     options = {"num_cpus": 0, "max_concurrency": 2} | beside_the_driver()
@@ -108,64 +105,10 @@ def amalgamate(
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
             running = conductor.fit.remote(config, given, storage)
             grace = config.training.checkpoint.grace
-            watch = _Watch(conductor, running, stopping, grace)
+            watch = Watch(conductor, running, stopping, grace)
             return watch.to_the_end(on_record, on_warning)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
-
-
-class _Watch:
-    """The driver's eyes on the workers.
-
-    Args:
-        running: what `_Conductor.fit` will return.
-        stopping: see `amalgamate`.
-        grace: seconds between the word to stop and the end.
-    """
-
-    def __init__(
-        self, conductor: Any, running: Any, stopping: Callable[[], bool], grace: float
-    ) -> None:
-        self._conductor, self._running, self._stopping = conductor, running, stopping
-        self._grace = grace
-        self._latest: float | None = None
-
-    def to_the_end(
-        self, on_record: Callable[[Record], None], on_warning: Callable[[str], None]
-    ) -> Outcome:
-        """See `amalgamate`."""
-        over = False
-        while not over:
-            over = bool(ray.wait([self._running], timeout=POLL_SECONDS)[0])
-            news: News = ray.get(self._conductor.collect.remote())
-            for record in news.records:
-                on_record(record)
-            for warning in news.warnings:
-                on_warning(warning)
-            if isinstance(news.end, DfkaError):
-                # The other workers have met the same, or wait for this one in vain.
-                ray.wait([self._running], timeout=PATIENCE)
-                raise news.end
-            self._stop_if_told(news.nodes)
-        if isinstance(news.end, Outcome):
-            return news.end
-        raise _failed(ray.get(self._running))
-
-    def _stop_if_told(self, nodes: frozenset[str]) -> None:
-        if self._latest is not None:
-            if time.monotonic() > self._latest:
-                raise Interrupted(f"stopped; no checkpoint was made within {self._grace:g} s")
-        elif self._stopping() or nodes & clusters.draining():
-            log.warning("the run is to stop: making a checkpoint")
-            self._latest = time.monotonic() + self._grace
-            self._conductor.stop.remote()
-
-
-def _failed(story: str | None) -> RunFailed:
-    if story is not None:
-        log.error("%s", story)
-    reason = story.strip().splitlines()[-1] if story else "they ended without a result"
-    return RunFailed(f"the training workers failed: {reason}")
 
 
 def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
@@ -215,7 +158,6 @@ def _work(settings: dict[str, Any]) -> None:
     if first:
         logging.getLogger("dfka_dist").addHandler(Warner(inbox))
     given: Given = settings["given"]
-    shelf = given.shelf
     try:
         made = Amalgamator(
             config,
@@ -223,7 +165,7 @@ def _work(settings: dict[str, Any]) -> None:
             inbox.post,
             device,
             given.start,
-            shelf,
+            _met(inbox, given.shelf, config, settings["home"]),
             inbox.stopping,
             given.contest,
         )
@@ -235,16 +177,37 @@ def _work(settings: dict[str, Any]) -> None:
         return
     except RuntimeError:  # torch's, where another worker has left a collective
         if inbox.is_over():
+            inbox.tell(f"worker {context.get_world_rank()}: {traceback.format_exc()}")
             return
         raise
     finally:
         if ray.get_runtime_context().get_node_id() != settings["home"]:
             # Ray Train makes its folder on every node; the driver's is the driver's to remove.
             shutil.rmtree(settings["storage"], ignore_errors=True)
-        if shelf is not None:
-            shelf.close()
+        if given.shelf is not None:
+            given.shelf.close()
     if first:
         inbox.end(outcome)
+
+
+def _met(
+    inbox: Inbox, shelf: FolderShelf | None, config: RunConfig, home: str
+) -> FolderShelf | None:
+    """The shelf, if all workers and the driver reach it from where they are by now; a collective.
+
+    The driver has counted nodes before the cluster grew for this run, or another joined it.
+
+    Args:
+        home: id of the driver's node.
+
+    Raises:
+        InputError: they do not; on every worker.
+    """
+    nodes = frozenset(gathered(ray.get_runtime_context().get_node_id()))
+    shelf = resuming.reachable(shelf, config, len(nodes | {home}))
+    if rank_and_size()[0] == 0:
+        inbox.meet(Meeting(nodes, keeps=shelf is not None))
+    return shelf
 
 
 def _let_the_others_go() -> None:

@@ -20,15 +20,26 @@ End = Outcome | DfkaError
 """How a run ended."""
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """What workers found when they met, all that there are now."""
+
+    nodes: frozenset[str]
+    """Ids of those that they are on."""
+    keeps: bool
+    """Whether they make checkpoints."""
+
+
 @dataclass
 class News:
     """What the driver has not heard yet."""
 
     records: list[Record] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stories: list[str] = field(default_factory=list)
+    """Of workers that failed when the run was over."""
     end: End | None = None
-    nodes: frozenset[str] = frozenset()
-    """Ids of those that workers are or were on."""
+    meeting: Meeting | None = None
 
 
 class NoticeBoard:
@@ -38,9 +49,9 @@ class NoticeBoard:
         self._news = News()
         self._stops = False
 
-    def enter(self, node: str) -> None:
-        """A worker is there."""
-        self._news.nodes |= {node}
+    def meet(self, meeting: Meeting) -> None:
+        """Workers are there; those of before are gone, and with them where they were."""
+        self._news.meeting = meeting
 
     def post(self, record: Record) -> None:
         """A record of the run."""
@@ -49,6 +60,10 @@ class NoticeBoard:
     def warn(self, warning: str) -> None:
         """Something that the user should know."""
         self._news.warnings.append(warning)
+
+    def tell(self, story: str) -> None:
+        """How a worker failed when the run was over."""
+        self._news.stories.append(story)
 
     def end(self, end: End) -> None:
         """The run is over; the first word counts."""
@@ -61,7 +76,7 @@ class NoticeBoard:
     def collect(self) -> News:
         """What is new, and what stays as it is."""
         news = self._news
-        self._news = News(end=news.end, nodes=news.nodes)
+        self._news = News(end=news.end, meeting=news.meeting)
         return news
 
     def stop(self) -> None:
@@ -84,9 +99,13 @@ class Inbox:
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        self._told = board.enter.remote(ray.get_runtime_context().get_node_id())
         self._asked, self._asked_at = board.stops.remote(), time.monotonic()
+        self._told = self._asked
         self._stops = False
+
+    def meet(self, meeting: Meeting) -> None:
+        """Workers have met."""
+        ray.get(self._board.meet.remote(meeting))
 
     def post(self, record: Record) -> None:
         """A record of the run."""
@@ -109,6 +128,10 @@ class Inbox:
         """Whether a worker has said how the run ended."""
         over: bool = ray.get(self._board.is_over.remote())
         return over
+
+    def tell(self, story: str) -> None:
+        """How this worker failed when the run was over; returns when that has arrived."""
+        ray.get(self._board.tell.remote(story))
 
     def end(self, end: End) -> None:
         """The run is over; returns when that has arrived, behind all that was told before."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfka_dist import launch
 from dfka_dist.config import RunConfig, TeacherSpec
-from dfka_dist.errors import Interrupted, TeacherUnavailable
+from dfka_dist.errors import Interrupted, RunFailed, TeacherUnavailable
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -25,6 +25,7 @@ from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.shelf import FolderShelf
 from distributed.conftest import MakePool, alive, left_since
+from distributed.custom_shelf import OneSided
 
 Tiny = Callable[..., RunConfig]
 SOON = 60.0
@@ -205,4 +206,17 @@ def test_two_workers_that_lose_a_teacher_end_soon_and_say_which(
         with pytest.raises(TeacherUnavailable, match="teacher third has no server left"):
             launch.amalgamate(config, pool.teachers, kill)
         assert time.monotonic() - ended[0] < SOON
+    assert left_since(before) == set()
+
+
+def test_what_a_worker_meets_that_another_has_left_behind_is_in_the_log(
+    tiny: Tiny, teachers: ServedTeachers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = alive()
+    with caplog.at_level("INFO", "dfka_dist"), pytest.raises(RunFailed, match="cannot read"):
+        launch.amalgamate(
+            tiny(workers=2), teachers, [].append, shelf=OneSided(str(tmp_path), keep=1)
+        )
+    story = "a worker failed when the run was over: worker 0: Traceback"
+    assert story in caplog.text
     assert left_since(before) == set()

@@ -85,13 +85,31 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             _end(process)
 
 
+def test_a_run_whose_workers_come_to_other_nodes_keeps_nothing_on_their_disks(
+    address: str, config: Path, tmp_path: Path
+) -> None:
+    """There was one node when it began, that of the driver."""
+    storage = tmp_path / "storage"
+    sets = {"run.address": address, "serving.wait_for_nodes": True}
+    sets |= {"training.checkpoint.storage": storage, "training.checkpoint.every": 2}
+    arguments = [a for key, value in sets.items() for a in ("--set", f"{key}={value}")]
+    ended = run("amalgamate", "--config", config, "--output", tmp_path / "out", *arguments)
+    *progress, said = ended.err.splitlines()
+    assert ended.code == 2
+    assert said.startswith(f"error: training.checkpoint.storage: {storage}/tiny is a path on each")
+    assert [line for line in progress if not line.startswith("tiny: ")] == []
+    assert list(storage.rglob("checkpoint-*")) == []
+
+
 def test_a_run_that_waits_for_nodes_is_given_them(
     address: str, config: Path, tmp_path: Path
 ) -> None:
+    """And keeps no checkpoints, for want of a storage that all reach."""
     folder = tmp_path / "out"
     sets = ["--set", f"run.address={address}", "--set", "serving.wait_for_nodes=true"]
     ended = run("amalgamate", "--config", config, "--output", folder, *sets)
     assert ended.code == 0, ended.err
+    assert "no checkpoints" in ended.err and not list(folder.glob("checkpoints/checkpoint-*"))
     assert (folder / "result.json").exists()
 
 

@@ -1,0 +1,65 @@
+"""When the driver has the workers stop: a real board, and what a cluster says of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import ray
+from ray._private import state as ray_state
+
+from dfka_dist.errors import Interrupted, RunFailed
+from dfka_dist.notices import Meeting, NoticeBoard
+from dfka_dist.watching import Watch
+from distributed.conftest import Nodes
+
+DRAINED = "a node that the cluster takes away"
+
+
+@pytest.fixture
+def board(cluster: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[ray.actor.ActorHandle]:
+    """Of a run whose cluster drains a node."""
+    monkeypatch.setattr(ray_state.state, "get_draining_nodes", lambda: {DRAINED: 0})
+    board = ray.remote(NoticeBoard).options(num_cpus=0).remote()
+    yield board
+    ray.kill(board)
+
+
+def is_stopped(
+    board: ray.actor.ActorHandle,
+    *meetings: Meeting,
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Whether workers that met are told to stop, by a driver that looks once."""
+    for meeting in meetings:
+        ray.get(board.meet.remote(meeting))
+    watch = Watch(board, ray.put(None), stopping, grace=1.0)
+    with pytest.raises(RunFailed, match="ended without a result"):
+        watch.to_the_end([].append, [].append)
+    stops: bool = ray.get(board.stops.remote())
+    return stops
+
+
+def on(*nodes: str, keeps: bool = True) -> Meeting:
+    return Meeting(frozenset(nodes), keeps)
+
+
+def test_a_workers_node_that_is_drained_stops_the_run(board: ray.actor.ActorHandle) -> None:
+    assert is_stopped(board, on("here", DRAINED))
+
+
+def test_a_drained_node_that_workers_have_left_does_not_stop_the_run(
+    board: ray.actor.ActorHandle,
+) -> None:
+    assert not is_stopped(board, on("here", DRAINED), on("here", "there"))
+
+
+def test_a_drained_node_does_not_stop_a_run_that_keeps_no_checkpoints(
+    board: ray.actor.ActorHandle,
+) -> None:
+    assert not is_stopped(board, on("here", DRAINED, keeps=False))
+
+
+def test_a_run_that_keeps_no_checkpoints_is_not_waited_for(board: ray.actor.ActorHandle) -> None:
+    with pytest.raises(Interrupted, match="stopped; the run keeps no checkpoints"):
+        is_stopped(board, on("here", keeps=False), stopping=lambda: True)
