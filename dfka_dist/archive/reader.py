@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyarrow import ArrowException, parquet
+from pyarrow import parquet
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -17,12 +17,11 @@ from dfka_dist.archive.contents import METADATA, ArchivedTeacher, Contents, logi
 from dfka_dist.archive.order import Window, windows
 from dfka_dist.config import TeacherSpec
 from dfka_dist.errors import InputError
-from dfka_dist.places import Place
+from dfka_dist.places import UNREACHABLE, Place
 
 _BUFFER = 2**28
 _REMEDY = "an archive that a run wrote"
 _INTACT = "intact shards of one archive"
-_BROKEN = (OSError, ArrowException)
 Rows = npt.NDArray[np.void]
 """(n,) of `Contents.row`."""
 
@@ -224,7 +223,7 @@ class Archive:
             with self._place.open(group.shard) as stream:
                 file = parquet.ParquetFile(stream, metadata=group.footer)
                 table = file.read_row_group(group.number, columns=names).combine_chunks()
-        except _BROKEN as error:
+        except UNREACHABLE as error:
             raise self._place.unreachable(error, group.shard) from None
         return {name: _values(table[name].chunk(0), kinds[name]) for name in names}
 
@@ -249,7 +248,7 @@ def _footer(place: Place, name: str) -> tuple[Contents, Any]:
         with place.open(name) as stream:
             file = parquet.ParquetFile(stream)
             schema, footer = file.schema_arrow, file.metadata
-    except _BROKEN as error:
+    except UNREACHABLE as error:
         what = f"{name} is truncated or no Parquet file: {place.plain(error)}"
         raise place.error(f"holds a broken shard: {what}", _INTACT) from None
     said = (schema.metadata or {}).get(METADATA)
