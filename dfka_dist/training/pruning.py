@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 
 from pyarrow import fs
 
 from dfka_dist.places import Place
+from dfka_dist.training.carrying import raw
 from dfka_dist.training.lists import LASTING, BrokenCheckpoint, Lists, Told
 
 _NAMED = re.compile(r"checkpoint-(\d{9})")
@@ -36,8 +38,8 @@ def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> None
         OSError, pyarrow.ArrowException, InputError: the place cannot be read or written; it holds
             more than it should.
     """
-    sizes, kept = _sizes(place, LASTING), dict[int, set[str]]()
-    steps = steps_in(place.names())
+    steps, kept = steps_in(place.names()), dict[int, set[str]]()
+    sizes = _sizes(place, LASTING)
     for step in reversed(steps):
         if len(kept) < keep and step <= newest and step not in broken:
             needed = _needed(place, step, sizes)
@@ -54,15 +56,8 @@ def _needed(place: Place, step: int, lasting: Mapping[str, int]) -> set[str] | N
 
     Every file is there and as long as it should be: more is not asked of what was complete once.
     """
-    folder = f"{place.folder}/{name_of(step)}"
-
-    def read(name: str) -> bytes:
-        with place.files.open_input_stream(f"{folder}/{name}") as file:
-            told: bytes = file.read()
-            return told
-
     try:
-        whole = Lists.read(read).whole
+        whole = Lists.read(partial(raw, place, name_of(step))).whole
     except BrokenCheckpoint:
         return None
     complete = _fit(whole.files, _sizes(place, name_of(step))) and _fit(whole.lasting, lasting)

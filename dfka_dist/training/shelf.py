@@ -18,10 +18,11 @@ from pyarrow import fs
 
 from dfka_dist.errors import InputError, NotKept, RunFailed
 from dfka_dist.places import UNREACHABLE, Place
+from dfka_dist.training.carrying import fetch, put, raw
 from dfka_dist.training.checkpoint import Reading, Writing
 from dfka_dist.training.collectives import gathered, rank_and_size, said_by_any
 from dfka_dist.training.desk import Desk, clear_abandoned
-from dfka_dist.training.lists import LASTING, RUN, BrokenCheckpoint, Lists, list_of, read_json
+from dfka_dist.training.lists import LASTING, RUN, BrokenCheckpoint, read_json
 from dfka_dist.training.pruning import name_of, prune, steps_in
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class FolderShelf:
         """
         for step in reversed(self.steps()):
             try:
-                run = read_json(partial(self._raw, name_of(step)), RUN)
+                run = read_json(partial(raw, self.place, name_of(step)), RUN)
             except BrokenCheckpoint:
                 continue  # whoever takes it down passes it over, with a warning
             except UNREACHABLE as error:
@@ -86,11 +87,6 @@ class FolderShelf:
             if isinstance(run, dict) and isinstance(run.get("identity"), dict):
                 return run
         return None
-
-    def _raw(self, folder: str, name: str) -> bytes:
-        with self._files.open_input_stream(f"{self._root}/{folder}/{name}") as file:
-            raw: bytes = file.read()
-            return raw
 
     def begin(self, *, anew: bool) -> None:
         """Prove that checkpoints can be written.
@@ -143,6 +139,8 @@ class FolderShelf:
                 return reading
             self._broken.add(step)
             log.warning("passing over a checkpoint: %s", broken)
+            if not self.place.is_local:
+                shutil.rmtree(self._near, ignore_errors=True)
         return None
 
     def _agreed_steps(self) -> list[int]:
@@ -175,13 +173,13 @@ class FolderShelf:
         """
         there = f"{self._root}/{name_of(global_step)}"
 
-        def put() -> None:
-            self._put(writing.lasting, f"{self._root}/{LASTING}")
-            self._put(writing.folder, there)
+        def put_all() -> None:
+            put(writing.lasting, self.place, LASTING)
+            put(writing.folder, self.place, name_of(global_step))
 
         # Of a save that was interrupted, perhaps by more workers, nothing may stay in it.
         failure = said_by_any(self._tried(lambda: self._remove(there)))
-        failure = failure or said_by_any(self._tried(put))
+        failure = failure or said_by_any(self._tried(put_all))
         if failure is not None:
             if rank_and_size()[0] == 0:
                 self._tried(lambda: self._files.delete_dir(there))
@@ -203,19 +201,17 @@ class FolderShelf:
         """Write; what kept it from being done."""
         try:
             write()
+        except InputError as error:  # it cannot be listed
+            return str(error)
         except UNREACHABLE as error:
             return f"{self} cannot be written: {self.place.plain(error)}"
         return None
 
-    def _put(self, source: Path, place: str) -> None:
-        """Move everything below a folder, its lists last."""
-        files = sorted(p for p in source.rglob("*") if p.is_file())
-        for path in sorted(files, key=lambda p: p.name.startswith("files-")):
-            there = f"{place}/{path.relative_to(source)}"
-            if self.place.is_local:
-                self._files.create_dir(there.rpartition("/")[0], recursive=True)
-            fs.copy_files(str(path), there, destination_filesystem=self._files)
-            path.unlink()
+    @property
+    def _near(self) -> Path:
+        """Where checkpoints can be read: at their place, or taken down from there."""
+        # Apart from what is on its way there: that is moved, and this is still read.
+        return Path(self._root) if self.place.is_local else self.desk() / "taken"
 
     def _taken_down(self, step: int) -> Reading:
         """A checkpoint on this machine's disk, as far as this rank reads it.
@@ -226,33 +222,13 @@ class FolderShelf:
         """
         rank, size = rank_and_size()
         try:
-            # Apart from what is on its way there: that is moved, and this is still read.
-            place = Path(self._root) if self.place.is_local else self.desk() / "taken"
-            folder, lasting = place / name_of(step), place / LASTING
             if not self.place.is_local:
-                self._fetch(name_of(step), place, rank, size)
+                fetch(self.place, name_of(step), self._near, rank, size)
+            folder, lasting = self._near / name_of(step), self._near / LASTING
             return Reading.opened(folder, lasting, rank, size, self.desk())
-        except BrokenCheckpoint:
-            if not self.place.is_local:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
         except UNREACHABLE as error:
             # A checkpoint that cannot be reached just now is not one to pass over.
             raise RunFailed(f"{self} cannot be read: {self.place.plain(error)}") from None
-
-    def _fetch(self, name: str, place: Path, rank: int, size: int) -> None:
-        """Copy what a rank reads of a checkpoint, and nothing that is on no list."""
-        lists = Lists.read(partial(self._raw, name))
-        needed = lists.needed(rank, size)
-        files = {RUN, *map(list_of, range(len(lists.parts))), *needed.files}
-        own = [*(f"{name}/{each}" for each in files), *(f"{LASTING}/{n}" for n in needed.lasting)]
-        for each in own:
-            (place / each).parent.mkdir(parents=True, exist_ok=True)
-            source, target = f"{self._root}/{each}", str(place / each)
-            try:
-                fs.copy_files(source, target, source_filesystem=self._files)
-            except FileNotFoundError as error:
-                raise BrokenCheckpoint(f"{each} is not there") from error
 
 
 def _refuse(failure: str | None) -> None:

@@ -186,6 +186,26 @@ def test_a_storage_that_fails_in_the_middle_leaves_what_was_there(
     assert remote.steps() == [10, 20]
 
 
+def test_a_storage_that_cannot_be_listed_keeps_the_newest_beside_older_ones(
+    remote: FolderShelf,
+    object_store: ObjectStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It fails when all is written, and older checkpoints are looked for."""
+    written: list[str] = []
+
+    def fails(path: str) -> bool:
+        written.extend([path] if path.endswith("30/files-0.json") else [])
+        return bool(written) and path.strip("/") == "bucket"
+
+    object_store.is_unavailable = fails
+    put(remote, tmp_path, 30, ["b"], {})
+    object_store.is_unavailable = lambda path: False
+    assert "older checkpoints stay in s3://" in caplog.text
+    assert remote.steps() == [10, 20, 30]
+
+
 def test_a_storage_that_does_not_answer_is_refused_without_the_password(
     remote: FolderShelf, object_store: ObjectStore
 ) -> None:
