@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import resource
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +120,33 @@ def test_one_that_was_broken_when_it_was_read_takes_nobodys_place(
 def test_it_tells_whose_checkpoints_they_are(shelf: FolderShelf) -> None:
     told = shelf.told()
     assert told is not None and told["identity"] == {"seed": 3}
+
+
+ABANDONED = """
+import os, signal, sys
+from dfka_dist.training.shelf import FolderShelf
+shelf = FolderShelf(sys.argv[1], keep=1)
+print(shelf.desk(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_of_the_run_had_on_its_way_goes_when_the_run_goes_on(
+    shelf: FolderShelf, root: Path, tmp_path: Path
+) -> None:
+    own, others = (
+        subprocess.run(
+            [sys.executable, "-c", ABANDONED, str(place)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        for place in (root, tmp_path / "another")
+    )
+    assert Path(own).exists()
+    shelf.newest()
+    assert (Path(own).exists(), Path(others).exists()) == (False, True)
+    shutil.rmtree(others)
 
 
 def test_it_can_be_sent_elsewhere(shelf: FolderShelf) -> None:
