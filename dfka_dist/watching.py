@@ -76,15 +76,13 @@ class Watch:
 
     def _stop_if_told(self, meeting: Meeting | None) -> None:
         """A node that is drained stops only a run that makes a checkpoint then."""
-        keeps = meeting is None or meeting.keeps
+        keeps = meeting is not None and meeting.keeps
         nodes = meeting.nodes if meeting is not None and keeps else frozenset()
         if self._latest is not None:
             if time.monotonic() > self._latest:
                 raise Interrupted(f"stopped; no checkpoint was made within {self._grace:g} s")
-        elif self._stopping() and not keeps:
-            raise Interrupted("stopped; the run keeps no checkpoints")
         elif self._stopping() or nodes & clusters.draining():
-            log.warning("the run is to stop: making a checkpoint")
+            log.warning("the run is to stop%s", ": making a checkpoint" if keeps else "")
             self._latest = time.monotonic() + self._grace
             self._conductor.stop.remote()
 

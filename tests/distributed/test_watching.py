@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray._private import state as ray_state
 
-from dfka_dist.errors import Interrupted, RunFailed
+from dfka_dist.errors import RunFailed
 from dfka_dist.notices import Meeting, NoticeBoard
 from dfka_dist.watching import Watch
 from distributed.conftest import Nodes
@@ -60,6 +60,7 @@ def test_a_drained_node_does_not_stop_a_run_that_keeps_no_checkpoints(
     assert not is_stopped(board, on("here", DRAINED, keeps=False))
 
 
-def test_a_run_that_keeps_no_checkpoints_is_not_waited_for(board: ray.actor.ActorHandle) -> None:
-    with pytest.raises(Interrupted, match="stopped; the run keeps no checkpoints"):
-        is_stopped(board, on("here", keeps=False), stopping=lambda: True)
+def test_a_run_that_keeps_no_checkpoints_stops_when_the_user_says_so(
+    board: ray.actor.ActorHandle,
+) -> None:
+    assert is_stopped(board, on("here", keeps=False), stopping=lambda: True)
