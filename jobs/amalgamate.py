@@ -131,7 +131,11 @@ def _run(
                 network.name: scorer.score(results.rebuilt(network)) for network in outcome.networks
             }
             cpu = outcome.cpu_seconds + served_seconds() + time.process_time()
-        seconds = {"wall": round(time.monotonic() - began, 1), "cpu": round(cpu, 1)}
+        seconds = {
+            "wall": round(time.monotonic() - began, 1),
+            "cpu": round(cpu, 1),
+            "saving": round(outcome.saving_seconds, 1),
+        }
         found = results.result(config, teachers.descriptions, outcome, evaluations, seconds)
         by_label = config.training.sampled_labels
         results.write(folder, found, outcome, log, configuration, by_label=by_label)

@@ -38,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="some: one case of every mechanism; all: every row of the tables",
     )
 
+    parser.addoption(
+        "--faults-report",
+        metavar="FILE",
+        help="where tests/cluster leave what happened to each of their runs, as JSON",
+    )
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--faults") == "all":

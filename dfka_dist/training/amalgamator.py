@@ -71,6 +71,7 @@ class Amalgamator:
             samples=samples,
             phases=self._workshop.diary.phases,
             cpu_seconds=global_sum(used).item(),
+            saving_seconds=self._workshop.ledger.saving_seconds,
             share=self._share(),
         )
 

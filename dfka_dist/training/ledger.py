@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -87,6 +88,8 @@ class Ledger:
         self._stopping, self._vote = stopping, vote or Vote(torch.device("cpu"))
         self._held: dict[str, Held] = {"results": Results()}
         self._told: dict[str, Told] = {}
+        self.saving_seconds = 0.0
+        """That checkpoints have taken since this start."""
         self._resumed = shelf.newest() if shelf else None
         if self._resumed is not None and shelf is not None:
             _refuse_another(self._resumed, shelf.identity)
@@ -155,7 +158,7 @@ class Ledger:
 
     def _keep(self, shelf: Shelf, *, stops: bool) -> bool:
         """Make a checkpoint; whether it could be written."""
-        told = dict(self._told)
+        told, began = dict(self._told), time.monotonic()
         try:
             self._write(shelf)
         except NotKept as error:
@@ -165,6 +168,8 @@ class Ledger:
                 raise
             log.warning("%s; the run %s", error, "stops" if stops else "goes on")
             return False
+        finally:
+            self.saving_seconds += time.monotonic() - began
         return True
 
     def _write(self, shelf: Shelf) -> None:

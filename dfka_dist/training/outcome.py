@@ -45,6 +45,8 @@ class Outcome:
     phases: list[dict[str, Any]]
     cpu_seconds: float
     """Of all workers."""
+    saving_seconds: float = 0.0
+    """That the workers' last start spent on checkpoints."""
     share: tuple[Tensor, Tensor] | None = None
     """Of a run in a contest its images for the others' probe set, see `ProbeSet.share`."""
 

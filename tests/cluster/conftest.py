@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster, Job, cluster
@@ -27,3 +30,20 @@ def undisturbed(nodes: Cluster) -> Job:
     ended = job.end()
     assert ended.code == 0, ended.err
     return job
+
+
+REPORT: list[dict[str, Any]] = []
+"""A row for every test of this folder."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    file, _, name = report.nodeid.rpartition("::")
+    if report.when == "call" and "tests/cluster/" in file:
+        words = name.removeprefix("test_").replace("_", " ")
+        REPORT.append({"what": words, "holds": report.passed, "seconds": round(report.duration, 1)})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    place = session.config.getoption("--faults-report")
+    if place is not None and REPORT:
+        Path(place).write_text(json.dumps(REPORT, indent=2) + "\n", encoding="utf-8")

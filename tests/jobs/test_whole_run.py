@@ -26,7 +26,7 @@ RESULT = {
     "seed": None,
     "recipe": None,
     "steps": None,
-    "seconds": {"wall": None, "cpu": None},
+    "seconds": {"wall": None, "cpu": None, "saving": None},
     "phases": [{"name": None, "steps": None, "seconds": None}] * 3,
     "teachers": [
         {"name": None, "task": None, "labels": [None] * 2, "parameters": None, "sha256": None}
