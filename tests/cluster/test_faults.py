@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -147,3 +148,34 @@ def test_a_loss_that_is_not_finite_for_one_worker_ends_the_run_for_all(nodes: Cl
     ended = job.end()
     assert ended.code == 3 and "not finite" in ended.err.lower(), ended.err
     assert nodes.left() == []
+
+
+@pytest.mark.exhaustive
+def test_a_node_that_is_told_to_leave_makes_the_run_keep_itself(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    """By what a pod does before it is stopped."""
+    job, leaving = nodes.start("drained"), nodes.nodes[2]
+    job.wait_for_step(MIDDLE)
+    told = leaving.start(sys.executable, "cluster/leave.py", "60", env=nodes.env)
+    ended = job.end()
+    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err, ended.err
+    told.wait(60)
+    leaving.kill()
+    nodes.raise_node(leaving)
+    as_undisturbed(nodes.start("drained", "--resume"), undisturbed, nodes)
+
+
+@pytest.mark.exhaustive
+def test_a_range_of_workers_goes_on_with_fewer_when_a_node_is_lost(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    job = nodes.start("elastic", sets={"training.workers": "{min: 1, max: 2}"})
+    job.wait_for_step(MIDDLE)
+    lost = nodes.nodes[2]
+    lost.kill()
+    ended = job.end()
+    nodes.raise_node(lost)
+    assert ended.code == 0, ended.err
+    assert job.steps() == undisturbed.steps()
+    assert nodes.left(killed=True) == []
