@@ -10,10 +10,11 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dfka_dist import clusters, commandline, machine, preparing, resuming
+from dfka_dist import clusters, commandline, preparing, resuming
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError, RunFailed
 from dfka_dist.loading import dump
@@ -48,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("search", "compares runs by what teachers say", "teachers with weights")
     ready = preparing.prepared(config)
     own = resuming.identity(config, ready.weights) | {"search": space.identity}
-    if arguments.resume and (folder / outcome.IDENTITY).exists():
-        before = json.loads((folder / outcome.IDENTITY).read_text("utf-8"))
-        resuming.refuse_difference(before, own)
+    if arguments.resume:
+        _refuse_another(folder, own)
     if arguments.dry_run:
         return _show(given, ready, _nodes(arguments, config))
     nodes = None if config.run.address else clusters.this_machine(config)
@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             commandline.emptied(folder, outcome.LEFT)
-        (folder / outcome.IDENTITY).write_text(json.dumps(own), encoding="utf-8")
+        written = folder / f"{outcome.IDENTITY}.part"
+        written.write_text(json.dumps(own), encoding="utf-8")
+        written.replace(folder / outcome.IDENTITY)
         (folder / "resolved.yaml").write_text(dump(given), encoding="utf-8")
         commandline.log_to(folder)
         journal.info("%s", why)
@@ -92,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_another(folder: Path, own: Mapping[str, Any]) -> None:
+    """Make sure that what lies in the folder is this sweep."""
+    place = folder / outcome.IDENTITY
+    if place.exists():
+        resuming.refuse_difference(json.loads(place.read_text("utf-8")), own)
+    elif folder.exists() and any((folder / name).exists() for name in outcome.LEFT):
+        raise InputError("--output", f"{folder} holds a run and no sweep", "another folder")
+
+
 def _search(
     space: Space,
     ready: preparing.Prepared,
@@ -103,18 +114,31 @@ def _search(
     with (
         Showing(f"{ready.config.run.name} sweep") as showing,
         preparing.teachers(ready, placement, folder.name, showing.message) as (teachers, _),
-        commandline.patient() as stopping,
     ):
         assert isinstance(teachers, ServedTeachers)
         jury = Jury(ready.config, teachers.exact(), trials, Scorer(ready.data, teachers.exact()))
-        threads = None if ready.config.run.address else max(1, (machine.cores() - 1) // concurrent)
+        threads = room.threads(ready, concurrent)
         ring = Ring(space, teachers, ready.start, trials, concurrent, threads)
-        records = Sweep(ring, jury, stopping, showing).run()
+        with commandline.patient() as asked:
+            records = Sweep(ring, jury, _told(asked, showing), showing).run()
         if not any(record.status == "finished" for record in records):
             raise RunFailed("no trial came to its end")
         showing.message("ranking all that finished, on images of all of them")
         found = outcome.write(folder, space, jury.rank(records))
     print("\n".join(outcome.lines(found, folder)))
+
+
+def _told(asked: Callable[[], bool], showing: Showing) -> Callable[[], bool]:
+    """Whether the user asked for the end; says so the first time."""
+    said: list[bool] = []
+
+    def stopping() -> bool:
+        if asked() and not said:
+            said.append(True)
+            showing.message("stopping; once more ends it at once")
+        return asked()
+
+    return stopping
 
 
 def _nodes(arguments: argparse.Namespace, config: RunConfig) -> list[NodeResources]:

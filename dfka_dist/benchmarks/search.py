@@ -1,8 +1,8 @@
 """What a sweep finds of weights that were spoiled on purpose, beside those that they were before.
 
 The configuration's own values of what it searches are the spoiled ones; the sound ones are the
-defaults, which no trial is given. All are compared after as many steps as a trial has, on the
-sweep's probe set; then the best and the sound weights make whole runs of other seeds.
+defaults, which no trial is given. All are compared after as many steps as a trial has, on images of
+trials that are none of them; then the best and the sound weights make whole runs of other seeds.
 """
 
 from __future__ import annotations
@@ -62,11 +62,18 @@ def table(
     standings = jury.rank(folder.records())
     best = standings[0].record.point
     own = Space(config).own
-    spoiled = next(each for each in standings if each.record.point == own)
+    spoiled = next((each for each in standings if each.record.point == own), None)
+    if spoiled is None or spoiled.agreement is None:
+        raise RunFailed("the pilot with the run's own weights did not come to its end")
     run(short, source, place, say)
-    sound = jury.beside(
-        folder.records(), TargetNet.from_pretrained(place / short.folder / "target_net")
-    )
+    compared = {
+        "spoiled": folder.target(spoiled.record, ()),
+        "best": folder.target(standings[0].record, ()),
+        SOUND: TargetNet.from_pretrained(place / short.folder / "target_net"),
+    }
+    finished = [each.record for each in standings if each.agreement is not None]
+    ours = (spoiled.record, standings[0].record)
+    strangers = [record for record in finished if record not in ours] or finished
     results = {
         row: run(row, source, place, say)["evaluation"]["target"]
         for row in (*whole, *_whole("best", best))
@@ -81,10 +88,7 @@ def table(
             "spearman": correlations(standings),
         },
         "points": {"spoiled": spoiled.record.point, "best": best, SOUND: _sound(config)},
-        "trial": {
-            name: {"agreement": each.agreement, **(each.score or {})}
-            for name, each in (("spoiled", spoiled), ("best", standings[0]), (SOUND, sound))
-        },
+        "trial": {name: jury.compare(strangers, target) for name, target in compared.items()},
         "whole": [
             {"weights": row.name.split()[0], "seed": row.seed, **_score(score)}
             for row, score in results.items()
@@ -171,7 +175,7 @@ def _sweep(config: RunConfig, steps: int, place: Path, say: Callable[[str], None
     source = place / "sweep.yaml"
     shortened = config.model_copy(update={"search": _shortened(config, steps)})
     source.write_text(dump(shortened), encoding="utf-8")
-    if (place / "sweep" / "best.yaml").exists():
+    if (place / "sweep" / "sweep.html").exists():
         return say("sweep: done before")
     say("sweep: running")
     arguments = ["--config", str(source), "--output", str(place / "sweep"), "--resume"]

@@ -49,8 +49,9 @@ class SearchSpec(Node):
     trials share the pool."""
     trial: dict[str, Any] = {}
     """What every trial has instead of the run's own, by dotted key: fewer steps."""
-    trials: Count | None = 20
-    """At most, pilots among them; of a grid all its points and the pilots, whatever stands here."""
+    trials: Count | None = None
+    """At most, pilots among them; 20 if `seconds` are not given either. Of a grid it is all its
+    points and the pilots, whatever stands here."""
     seconds: Seconds | None = None
     """At most, of all starts together; trials that run then are stopped."""
     pilots: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -65,7 +66,12 @@ class SearchSpec(Node):
     """Trials at once; without it as many as there is room for."""
 
     @model_validator(mode="after")
-    def _ends(self) -> Self:
-        if self.trials is None and self.seconds is None:
-            raise ValueError("trials and seconds are both null || a number for one of them")
+    def _has_room_for_pilots(self) -> Self:
+        if self.most is not None and self.most < self.pilots and self.algorithm != "grid":
+            raise ValueError(f"{self.most} trials are fewer than {self.pilots} pilots || more")
         return self
+
+    @property
+    def most(self) -> int | None:
+        """Trials at most; None where only seconds count."""
+        return 20 if self.trials is None and self.seconds is None else self.trials

@@ -81,9 +81,11 @@ class ProbeSet:
 
     def share(self, count: int) -> tuple[Tensor, Tensor]:
         """At most `count` images in 8 bits with their homes, as many of every generator."""
-        each = max(1, count // len(self._parts))
+        given = self._given
+        parts = self._parts if given is None else [(unpacked(given.images), given.homes)]
+        each = max(1, count // len(parts))
         images, homes = (
-            torch.cat([part[:each] for part in kind]) for kind in zip(*self._parts, strict=True)
+            torch.cat([part[:each] for part in kind]) for kind in zip(*parts, strict=True)
         )
         return packed(images), homes
 

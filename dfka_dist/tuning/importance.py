@@ -20,7 +20,14 @@ def importances(space: Space, records: Sequence[TrialRecord]) -> dict[str, float
     """Per key its share of what trials differ by (PED-ANOVA, Watanabe et al. 2023, as Optuna has
     it), at the last moment that all of them have reached; empty where there are too few."""
     own = distributions(space)
-    told = [r for r in records if not r.pilot and r.agreements and holds(own, r.point)]
+    told = [
+        record
+        for record in records
+        if not record.pilot
+        and record.status != "failed"
+        and record.agreements
+        and holds(own, record.point)
+    ]
     if len(told) < FEWEST:
         return {}
     moment = min(len(record.agreements) for record in told) - 1

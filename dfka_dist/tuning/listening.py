@@ -10,27 +10,43 @@ from typing import Any
 from ray import tune
 from ray.tune.stopper import NoopStopper, Stopper
 
-from dfka_dist.tuning.records import Folder, Status, TrialRecord
+from dfka_dist.tuning.records import DIED, Folder, Status, TrialRecord
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Point
-from dfka_dist.tuning.trial import METRIC, POINT
+from dfka_dist.tuning.trial import END, METRIC, POINT
 
 log = logging.getLogger(__name__)
 
 
-class Switch(Stopper):  # type: ignore[misc]
-    """Ends all trials when it is time."""
+MARGIN = 60.0
+"""Seconds beyond `training.checkpoint.grace` in which trials that were told to stop come to it."""
+FAILURES = 5
+"""In a row that end a sweep: it is not the points' fault."""
 
-    def __init__(self, is_over: Callable[[], bool]) -> None:
-        self._is_over = is_over
+
+class Switch(Stopper):  # type: ignore[misc]
+    """Ends all trials when it is time: tells them, and lets Tune stop them when they have stopped.
+
+    Tune would kill those that run, and what they have started with them.
+    """
+
+    def __init__(self, is_over: Callable[[], bool], listener: Listener, patience: float) -> None:
+        self._is_over, self._listener, self._patience = is_over, listener, patience
+        self._told_at: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is ended alone."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether it is time."""
-        return self._is_over()
+        """Whether it is time, and nothing runs any more."""
+        if self._told_at is None:
+            if not self._is_over() and self._listener.fatal is None:
+                return False
+            self._listener.folder.stop()
+            self._told_at = time.monotonic()
+        late = time.monotonic() - self._told_at > self._patience
+        return late or not self._listener.running
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of everything, which nobody reads here."""
@@ -55,10 +71,14 @@ class Listener(tune.Callback):  # type: ignore[misc]
         *,
         pilots: bool,
     ) -> None:
-        self._folder, self._began, self._stopping = folder, began, stopping
+        self.folder, self._began, self._stopping = folder, began, stopping
         self._showing, self._pilots = showing, pilots
-        self._running: dict[str, tuple[float, list[float]]] = {}
-        self._finished: set[str] = set()
+        self.running: dict[str, tuple[float, list[float]]] = {}
+        """By name when each trial began, and its agreements."""
+        self.fatal: str | None = None
+        """Why no trial more should be tried."""
+        self._ends: dict[str, Status] = {}
+        self._failures = 0
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of everything, which nobody reads here."""
@@ -66,39 +86,48 @@ class Listener(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
-        self._running[trial.trial_id] = (time.monotonic(), [])
+        self.running[trial.trial_id] = (time.monotonic(), [])
         self._showing.begun(trial.trial_id, _point(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See `ray.tune.Callback`."""
-        if self._pilots:
-            own: list[float] = []
-        else:
-            own = self._running[trial.trial_id][1]
+        _, own = self.running[trial.trial_id]
+        if result[END] is not None:
+            self._ends[trial.trial_id] = result[END]
+        if result[END] != "stopped" and not self._pilots:
             own.append(float(result[METRIC]))
-        if result["ends"]:
-            self._finished.add(trial.trial_id)
-        self._showing.judged(trial.trial_id, own)
+            self._showing.judged(trial.trial_id, own)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
-        is_finished = trial.trial_id in self._finished
-        if is_finished or (self._running.get(trial.trial_id, (0, []))[1] and not self._stopping()):
-            self._keep(trial, "finished" if is_finished else "stopped")
+        if trial.trial_id not in self.running:
+            return
+        _, own = self.running[trial.trial_id]
+        status = self._ends.get(trial.trial_id, "stopped")
+        self._failures = 0
+        if status == "finished" or (own and not self._stopping()):
+            self._keep(trial, status)
+        del self.running[trial.trial_id]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
-        why = self._folder.why(trial.trial_id)
+        why = self.folder.why(trial.trial_id)
         log.error("trial %s failed: %s", trial.trial_id, why)
         self._keep(trial, "failed", why)
+        self.running.pop(trial.trial_id, None)
+        self._failures += 1
+        if self._failures == FAILURES:
+            self.fatal = f"{FAILURES} trials failed one after another, the last: {why}"
+        if why == DIED:  # and Ray Train with it, which may have left its room taken
+            self.fatal = f"the process of trial {trial.trial_id} died; is there memory enough?"
 
     def _keep(self, trial: Any, status: Status, why: str | None = None) -> None:
         now = time.monotonic()
-        began, agreements = self._running.get(trial.trial_id, (now, []))
+        began, agreements = self.running.get(trial.trial_id, (now, []))
         record = TrialRecord(
-            number=len(self._folder.records()),
+            number=len(self.folder.records()),
             name=trial.trial_id,
             point=_point(trial),
             status=status,
@@ -108,7 +137,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
             ended=round(now - self._began, 1),
             why=why,
         )
-        self._folder.write(record)
+        self.folder.write(record)
         self._showing.ended(record)
 
 

@@ -45,11 +45,13 @@ class Found:
 
 
 def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
-    """Write everything; `best.yaml` last, so that it says that all else is there."""
+    """Write everything, what matters most first; `sweep.html` says that all else is there."""
     found = Found(standings, correlations(standings))
     rows = [row(standing, rank) for rank, standing in enumerate(standings)]
-    write_table(rows, folder / "trials.parquet")
-    write_page(folder / "sweep.html", space, found.standings, found.spearman)
+    best = space.run(found.best.record.point)
+    name = f"{best.run.name[:55]}-best"
+    best = best.model_copy(update={"run": best.run.model_copy(update={"name": name})})
+    (folder / "best.yaml").write_text(dump(best), encoding="utf-8")
     said = {
         "best": rows[0],
         "spearman": found.spearman,
@@ -58,10 +60,8 @@ def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
         "seconds": max(each.record.ended for each in standings),
     }
     (folder / "result.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    best = space.run(found.best.record.point)
-    name = f"{best.run.name[:55]}-best"
-    best = best.model_copy(update={"run": best.run.model_copy(update={"name": name})})
-    (folder / "best.yaml").write_text(dump(best), encoding="utf-8")
+    write_table(rows, folder / "trials.parquet")
+    write_page(folder / "sweep.html", space, found.standings, found.spearman)
     return found
 
 

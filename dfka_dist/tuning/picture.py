@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 INK, PALE = "#1f6f8b", "#b8c4c9"
 NOTES = {
     "Trials over time": "Dark: finished. The line is the best of those so far.",
-    "All trials": "A line is a trial, darker the better it agrees; pale ones did not finish.",
+    "All trials": "A line is a trial, darker the better it agrees; pale ones did not finish. "
+    "It is broken where the run's own value is none of an axis.",
     "Importance": "How much every key decides, by PED-ANOVA over the trials after the pilots, at "
     "the last moment that all of them reached.",
 }
@@ -95,7 +96,9 @@ def _parallel(space: Space, standings: Sequence[Standing]) -> Figure:
     axes.set_xticks(range(len(columns)), [*keys, "agreement"])
     axes.set_yticks([])
     for at, column in enumerate(columns):
-        for height, end in ((-0.06, min(column)), (1.03, max(column))):
+        known = [each for each in column if math.isfinite(each)]
+        ends = ((-0.06, min(known)), (1.03, max(known))) if known else ()
+        for height, end in ends:
             text = shown(_back(space, keys[at], end) if at < len(keys) else end)
             axes.text(at, height, text, ha="center", fontsize=8)
     axes.set_ylim(-0.1, 1.1)
@@ -130,20 +133,23 @@ def _svg(figure: Figure) -> str:
 
 
 def _number(space: Space, key: str, own: Any) -> float:
-    """A value as a place on an axis."""
+    """A value as a place on an axis; NaN for one that has none, as 0 on a logarithmic one."""
     of = space.spec.space[key]
     if of.choices is not None:
-        return float(of.choices.index(own)) if own in of.choices else -1.0
-    return math.log(own) if of.log is not None and own > 0 else float(own)
+        return float(of.choices.index(own)) if own in of.choices else math.nan
+    if own is None or (of.log is not None and own <= 0):
+        return math.nan
+    return math.log(own) if of.log is not None else float(own)
 
 
 def _back(space: Space, key: str, place: float) -> Any:
     of = space.spec.space[key]
     if of.choices is not None:
-        return of.choices[int(place)] if place >= 0 else "another"
+        return of.choices[int(place)]
     return math.exp(place) if of.log is not None else place
 
 
 def _scaled(column: Sequence[float]) -> list[float]:
-    low, high = min(column), max(column)
+    known = [each for each in column if math.isfinite(each)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
     return [(each - low) / ((high - low) or 1.0) for each in column]

@@ -30,7 +30,8 @@ class Standing:
     agreement: float | None = None
     """On the probe set of all finished trials; None of a trial that did not finish."""
     score: dict[str, float | None] | None = None
-    """True accuracy and mAP; None without test data."""
+    """True accuracy and mAP, where no data set has all labels the mean of the teachers' own; None
+    without test data."""
 
 
 class Jury:
@@ -63,13 +64,15 @@ class Jury:
         probe.give(heard)
         return self._judge(record, probe)
 
-    def beside(self, records: Sequence[TrialRecord], target: TargetNet) -> Standing:
-        """A target of another run, judged as `rank` judges these."""
-        finished = [record for record in records if record.status == "finished"]
+    def compare(
+        self, strangers: Sequence[TrialRecord], target: TargetNet
+    ) -> dict[str, float | None]:
+        """Agreement and true scores of a target, on images of trials that it has nothing to do
+        with."""
         probe = self._empty()
-        probe.give(self.probe(finished))
+        probe.give(self.probe(strangers))
         agreement = float(probe.judge(target)["agreement"])
-        return Standing(finished[0], agreement, self._score(target))
+        return {"agreement": agreement, **(self._score(target) or {})}
 
     def rank(self, records: Sequence[TrialRecord]) -> list[Standing]:
         """All trials: those that finished first, the best of them first."""
@@ -91,7 +94,9 @@ class Jury:
         return float(probe.judge(self._target(record))["agreement"])
 
     def _target(self, record: TrialRecord) -> TargetNet:
-        return self._folder.target(record, self._code)
+        backbone = record.point.get("target.backbone", self._config.target.backbone)
+        named = [*(teacher.source for teacher in self._config.teachers), backbone]
+        return self._folder.target(record, [source.partition(":")[0] for source in named])
 
     def _score(self, target: TargetNet) -> dict[str, float | None] | None:
         evaluation = self._scorer.score(target)
@@ -100,12 +105,6 @@ class Jury:
         whole = [evaluation["target"]] if evaluation["target"] else None
         rows = whole or [own["target"] for own in evaluation["per_teacher"].values()]
         return {key: _mean([row[key] for row in rows]) for key in SCORES}
-
-    @property
-    def _code(self) -> list[str]:
-        """Modules that the run itself takes parts from."""
-        named = [teacher.source for teacher in self._config.teachers]
-        return [source.partition(":")[0] for source in (*named, self._config.target.backbone)]
 
 
 def correlations(standings: Sequence[Standing]) -> dict[str, float]:

@@ -20,7 +20,8 @@ from dfka_dist.training.outcome import Outcome
 
 TRIALS = "trials"
 """Folder of all trials in the folder of a sweep."""
-_RECORD, _SHARE, _WHY = "trial.json", "share.safetensors", "why.txt"
+_RECORD, _SHARE, _WHY, _STOP = "trial.json", "share.safetensors", "why.txt", "stop"
+DIED = "its process died"
 
 Status = Literal["finished", "stopped", "failed"]
 
@@ -40,6 +41,8 @@ class TrialRecord:
     agreements: list[float] = field(default_factory=list)
     """At its moments, with the teachers on the sweep's probe set; a pilot's only at its end, when
     there is one."""
+    judges: int = 0
+    """Pilots whose images a pilot was judged on."""
     seconds: float = 0.0
     ended: float = 0.0
     """Seconds since the sweep began, all starts together."""
@@ -51,9 +54,9 @@ class TrialRecord:
         """The last."""
         return self.agreements[-1] if self.agreements else None
 
-    def judged(self, agreement: float) -> TrialRecord:
+    def judged(self, agreement: float, judges: int) -> TrialRecord:
         """The same of a pilot that was judged."""
-        return replace(self, agreements=[agreement])
+        return replace(self, agreements=[agreement], judges=judges)
 
 
 class Folder:
@@ -81,9 +84,25 @@ class Folder:
 
     def sweep_up(self) -> None:
         """Remove what trials have left that did not end."""
+        (self._place / _STOP).unlink(missing_ok=True)
         for place in self._place.glob("*"):
             if not (place / _RECORD).exists():
                 shutil.rmtree(place)
+
+    def forget(self, records: Sequence[TrialRecord]) -> None:
+        """As if these trials had never been."""
+        for record in records:
+            shutil.rmtree(self._place / record.name)
+
+    def stop(self) -> None:
+        """Tell all trials to stop: their actors hear nothing while they wait to be judged."""
+        self._place.mkdir(parents=True, exist_ok=True)
+        (self._place / _STOP).touch()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether trials are to stop."""
+        return (self._place / _STOP).exists()
 
     def leave(self, name: str, outcome: Outcome) -> None:
         """What is needed of a finished trial: its target, and its part of a probe set."""
@@ -103,7 +122,7 @@ class Folder:
     def why(self, name: str) -> str:
         """See `failed`."""
         place = self._place / name / _WHY
-        return place.read_text("utf-8") if place.exists() else "its process died"
+        return place.read_text("utf-8") if place.exists() else DIED
 
     def target(self, record: TrialRecord, code: Sequence[str]) -> TargetNet:
         """Of a finished trial, in eval mode.
@@ -121,5 +140,11 @@ class Folder:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """`trials.parquet`: one row a trial."""
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    """`trials.parquet`: one row a trial; what is not of one kind in a column is written as JSON."""
+    columns = {key: _alike([row[key] for row in rows]) for key in rows[0]}
+    pq.write_table(pa.table(columns), path)
+
+
+def _alike(values: list[Any]) -> list[Any]:
+    kinds = {float if type(value) is int else type(value) for value in values if value is not None}
+    return values if len(kinds) < 2 else [json.dumps(value) for value in values]

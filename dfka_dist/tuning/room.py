@@ -24,25 +24,37 @@ def concurrent(ready: Prepared, nodes: Sequence[NodeResources]) -> tuple[int, st
     assert search is not None
     if not config.run.address:
         nodes = [node.model_copy(update={"cpus": float(machine.cores())}) for node in nodes]
-    fits = max(1, sum(1 for _ in _fitting(ready, nodes)))
+    fits = max(1, _fitting(ready, nodes))
     training = config.training
     workers = max(training.worker_range)
     cpus = sum(node.cpus for node in nodes)
     why = (
-        f"{fits} trials at once fit beside the teachers: {workers} workers each, of "
-        f"{training.worker_cpus:g} CPU and {training.worker_gpus} GPU, on {len(nodes)} nodes with "
-        f"{cpus:g} CPU and {sum(node.gpus for node in nodes):g} GPU"
+        f"trials at once beside the teachers: {fits} (workers of each: {workers}, of "
+        f"{training.worker_cpus:g} CPU and {training.worker_gpus} GPU; nodes: {len(nodes)}, with "
+        f"{cpus:g} CPU and {sum(node.gpus for node in nodes):g} GPU)"
     )
     grows = config.serving.wait_for_nodes
     if search.concurrent is not None and search.concurrent > fits and not grows:
         raise InputError("search.concurrent", f"{search.concurrent} do not fit; {why}", f"{fits}")
+    if search.concurrent is not None:
+        why += f"; asked for: {search.concurrent}"
     return search.concurrent or fits, why
 
 
-def _fitting(ready: Prepared, nodes: Sequence[NodeResources]) -> list[int]:
-    """1, 2, ... as far as a placement is found for all workers of as many trials."""
+def threads(ready: Prepared, trials: int) -> int | None:
+    """CPU threads of every worker, where `training.threads` does not say and several trials share a
+    machine; None for what a run alone takes."""
     training = ready.config.training
-    found: list[int] = []
+    if training.worker_gpus or trials == 1:
+        return None
+    if ready.config.run.address:
+        return max(1, int(training.worker_cpus))
+    return max(1, (machine.cores() - 1) // (trials * max(training.worker_range)))
+
+
+def _fitting(ready: Prepared, nodes: Sequence[NodeResources]) -> int:
+    """As many as a placement is found for all workers of."""
+    training = ready.config.training
     for count in range(1, _MOST + 1):
         workers = count * max(training.worker_range)
         asked = training.model_copy(update={"workers": workers})
@@ -51,6 +63,5 @@ def _fitting(ready: Prepared, nodes: Sequence[NodeResources]) -> list[int]:
         try:
             ready.replaced(config).plan(nodes)
         except InputError:
-            break
-        found.append(count)
-    return found
+            return count - 1
+    return _MOST

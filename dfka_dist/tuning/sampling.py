@@ -14,31 +14,35 @@ from optuna.distributions import (
 from ray.tune.search.optuna import OptunaSearch
 
 from dfka_dist.tuning.records import TrialRecord
-from dfka_dist.tuning.space import Point, Space
+from dfka_dist.tuning.space import Point, Space, unique
 from dfka_dist.tuning.trial import METRIC
 
 STARTED = 5
 """Points that are known before the first that is not drawn at random."""
 
 
-def sampled(space: Space, seed: int, known: Sequence[TrialRecord]) -> OptunaSearch:
-    """Draws points; it knows what earlier trials have found.
+def sampled(space: Space, known: Sequence[TrialRecord], concurrent: int) -> OptunaSearch:
+    """Draws points; it knows what earlier trials have found, and draws others than they did.
 
     Args:
-        seed: of the run; a sweep that goes on does not draw the same points again.
+        concurrent: trials that run at once, and are taken for bad while they do.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    own = distributions(space)
-    told = [(each.point, each.agreement) for each in known if holds(own, each.point)]
-    told = [(point, agreement) for point, agreement in told if agreement is not None]
+    own, seed = distributions(space), space.seed + len(known)
+    told = [
+        (each.point, each.agreement)
+        for each in known
+        if each.status != "failed" and each.agreement is not None and holds(own, each.point)
+    ]
     return OptunaSearch(
         space=own,
         metric=METRIC,
         mode="max",
         sampler=(
-            optuna.samplers.RandomSampler(seed + len(known))
+            optuna.samplers.RandomSampler(seed)
             if space.spec.algorithm == "random"
-            else optuna.samplers.TPESampler(n_startup_trials=STARTED, seed=seed + len(known))
+            else optuna.samplers.TPESampler(
+                n_startup_trials=STARTED, seed=seed, constant_liar=concurrent > 1
+            )
         ),
         points_to_evaluate=[point for point, _ in told] or None,
         evaluated_rewards=[reward for _, reward in told] or None,
@@ -50,7 +54,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     found: dict[str, BaseDistribution] = {}
     for key, own in space.spec.space.items():
         if own.bounds is None:
-            found[key] = CategoricalDistribution(own.choices or [])
+            found[key] = CategoricalDistribution(unique(own.choices or []))
             continue
         low, high = own.bounds
         log = own.log is not None

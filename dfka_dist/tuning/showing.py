@@ -72,7 +72,8 @@ class Showing:
     def judged(self, name: str, agreements: Sequence[float]) -> None:
         """A trial was judged at its moments so far."""
         self._rows[name].agreements = list(agreements)
-        self._line(name)
+        if agreements:
+            self._line(name)
 
     def ended(self, record: TrialRecord) -> None:
         """A trial is over."""

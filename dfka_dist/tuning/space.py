@@ -7,7 +7,7 @@ import difflib
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dfka_dist.config import Range, RunConfig, SearchSpec
@@ -19,9 +19,18 @@ Point = dict[str, Any]
 
 SHARED = ("teachers", "serving", "run", "evaluations", "search")
 """Sections that are the same for all trials."""
-FIXED = ("target.labels", "target.start", "training.archive", "training.checkpoint")
-"""Keys, or what is below them, without which trials could not be compared, or would write to the
-same place."""
+FIXED = (
+    "target.labels",
+    "target.start",
+    "training.archive",
+    "training.checkpoint",
+    "training.node_labels",
+    "training.worker_cpus",
+    "training.worker_gpus",
+    "training.workers",
+)
+"""Keys, or what is below them, without which trials could not be compared, would write to the same
+place, or would take other room than was planned."""
 _APART: dict[str, Any] = {"training.archive": None, "training.checkpoint.every": 0}
 """Of every trial: it is short, and begins anew if it is interrupted."""
 
@@ -87,9 +96,18 @@ class Space:
         while True:
             yield {key: self._drawn(key, own, source) for key, own in self.spec.space.items()}
 
+    def pilots(self) -> list[Point]:
+        """The run's own values and drawn ones, each once; fewer where there are not as many."""
+        drawn = itertools.islice(self.draws(), 100 * self.spec.pilots)
+        found = [self.own]
+        for point in drawn:
+            if len(found) < self.spec.pilots and point not in found:
+                found.append(point)
+        return found
+
     def grid(self) -> list[Point]:
         """Every point of a space of choices."""
-        choices = [own.choices or [] for own in self.spec.space.values()]
+        choices = [unique(own.choices or []) for own in self.spec.space.values()]
         return [
             dict(zip(self.spec.space, values, strict=True))
             for values in itertools.product(*choices)
@@ -108,11 +126,14 @@ class Space:
 
     def _checked(self, key: str, own: Range) -> bool:
         """Whether its numbers are whole."""
+        now = _value(self._tree, "space", key)
+        if isinstance(now, dict | list):
+            what = f"is a {'section' if isinstance(now, dict) else 'list'}"
+            raise InputError(f"search.space.{key}", what, "a key with one value")
         if own.bounds is None:
             for value in own.choices or []:
                 self._tried("space", key, value)
             return False
-        now = _value(self._tree, "space", key)
         if isinstance(now, bool) or not isinstance(now, int | float | None):
             raise InputError(f"search.space.{key}", f"{now!r} is no number", "choices for it")
         whole = all(v == int(v) for v in own.bounds) and not self._takes(key, own.bounds[0])
@@ -151,6 +172,11 @@ class Space:
                 place = place[part]
             place[last] = value
         return parse(tree)
+
+
+def unique(values: Sequence[Any]) -> list[Any]:
+    """Each once; 1 and true are two."""
+    return list({(type(value), value): value for value in values}.values())
 
 
 def _value(tree: Mapping[str, Any], section: str, key: str) -> Any:

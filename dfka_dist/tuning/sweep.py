@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 import ray.util
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -20,9 +21,9 @@ from torch import Tensor
 from dfka_dist.errors import Interrupted, RunFailed
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.training.probe import Contest, Heard
-from dfka_dist.tuning.listening import Listener, Switch
+from dfka_dist.tuning.listening import FAILURES, MARGIN, Listener, Switch
 from dfka_dist.tuning.ranking import Jury
-from dfka_dist.tuning.records import Folder, TrialRecord
+from dfka_dist.tuning.records import DIED, Folder, TrialRecord
 from dfka_dist.tuning.sampling import sampled
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Point, Space
@@ -63,10 +64,12 @@ class Sweep:
         self._ring, self._space, self._spec = ring, ring.space, ring.space.spec
         self._jury, self._stopping, self._showing = jury, stopping, showing
         ring.folder.sweep_up()
+        self._forgive()
         known = ring.folder.records()
         showing.known(known)
         self._began = time.monotonic() - max((record.ended for record in known), default=0.0)
         os.environ.update(QUIET)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are recorded
 
     def run(self) -> list[TrialRecord]:
@@ -74,7 +77,7 @@ class Sweep:
 
         Raises:
             Interrupted: it was asked for; what is over is kept.
-            RunFailed: no pilot came to its end.
+            RunFailed: no pilot came to its end, or trials fail that are not at fault.
         """
         probe = self._piloted()
         known = self._ring.folder.records()
@@ -82,9 +85,9 @@ class Sweep:
             tried = [record.point for record in known]
             self._try_all([p for p in self._space.grid() if p not in tried], Contest(probe))
         else:
-            missing = -1 if self._spec.trials is None else max(0, self._spec.trials - len(known))
-            if missing:
-                search = sampled(self._space, self._space.seed, known)
+            missing = -1 if self._spec.most is None else max(0, self._spec.most - len(known))
+            if missing and not self._is_over():
+                search = sampled(self._space, known, self._ring.concurrent)
                 self._fit(Contest(probe), {}, missing, search)
         return self._ring.folder.records()
 
@@ -92,22 +95,33 @@ class Sweep:
         """Run the pilots that are missing; the probe set that all of them make."""
         folder = self._ring.folder
         tried = [record.point for record in folder.records()]
-        draws = itertools.islice(self._space.draws(), self._spec.pilots - 1)
-        missing = [point for point in (self._space.own, *draws) if point not in tried]
-        if missing:
+        missing = [point for point in self._space.pilots() if point not in tried]
+        if missing and not self._is_over():
             self._showing.message(f"{len(missing)} pilots, on whose images all are compared")
             self._try_all(missing, Contest())
         pilots = [r for r in folder.records() if r.pilot and r.status == "finished"]
         if not pilots:
             whys = ", ".join(record.why or record.status for record in folder.records())
+            whys = whys or "search.seconds were over before"
             raise RunFailed(f"no pilot of the sweep came to its end: {whys[:200]}")
         probe = self._jury.probe(pilots)
         for pilot in pilots:
-            if not pilot.agreements:
-                judged = pilot.judged(self._jury.judge(pilot, probe))
+            if pilot.judges != len(pilots):
+                judged = pilot.judged(self._jury.judge(pilot, probe), len(pilots))
                 folder.write(judged)
                 self._showing.known([judged])
         return probe
+
+    def _forgive(self) -> None:
+        """Let points be tried again that failed for a reason from outside: pilots of which none
+        finished, and the failures that ended an earlier start."""
+        records = self._ring.folder.records()
+        pilots = [record for record in records if record.pilot]
+        last = list(itertools.takewhile(lambda each: each.status == "failed", reversed(records)))
+        if not any(pilot.status == "finished" for pilot in pilots):
+            self._ring.folder.forget(pilots)
+        elif len(last) >= FAILURES or any(each.why == DIED for each in last):
+            self._ring.folder.forget(last)
 
     def _try_all(self, points: list[Point], contest: Contest) -> None:
         if points:
@@ -120,6 +134,7 @@ class Sweep:
         ring = self._ring
         pilots = contest.probe is None
         listener = Listener(ring.folder, self._began, self._stopping, self._showing, pilots=pilots)
+        patience = ring.space.trial(ring.space.own).training.checkpoint.grace + MARGIN
         entry = Entry(ring.space, ring.teachers, ring.start, contest, ring.folder, ring.threads)
         with tempfile.TemporaryDirectory(prefix="dfka-") as place:
             tune.Tuner(
@@ -137,7 +152,7 @@ class Sweep:
                     name="sweep",
                     storage_path=place,
                     callbacks=[listener],
-                    stop=Switch(self._is_over),
+                    stop=Switch(self._is_over, listener, patience),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),
@@ -145,6 +160,8 @@ class Sweep:
         if self._stopping():
             what = "the sweep was stopped; --resume goes on, with the trials that are over"
             raise Interrupted(what)
+        if listener.fatal is not None:
+            raise RunFailed(f"{listener.fatal}; --resume goes on")
 
     def _is_over(self) -> bool:
         seconds = self._spec.seconds

@@ -21,6 +21,8 @@ from dfka_dist.tuning.space import Space
 
 METRIC = "agreement"
 """With the teachers, on the probe set that all trials have in common."""
+END = "end"
+"""Of a result: how the trial ended, None while it goes on."""
 POINT = "point"
 """Key of a whole point, where it was not Tune that made it."""
 
@@ -51,6 +53,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._entry, self._point = entry, config.get(POINT, config)
         self._stop = threading.Event()
         self._told: queue.Queue[Result | Exception] = queue.Queue()
+        self._last, self._seen = 0.0, -1
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -74,13 +77,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             self._told.put(self._finished())
         except Interrupted:
-            return  # nobody waits any more
+            self._told.put({METRIC: self._last, END: "stopped", "done": True})
         except Exception as error:  # raised again in `step`, where Tune hears it
-            self._entry.folder.failed(self.trial_id, error)
-            self._told.put(error)
+            try:
+                self._entry.folder.failed(self.trial_id, error)
+            finally:
+                self._told.put(error)
 
     def _finished(self) -> Result:
         entry = self._entry
+        if self._is_to_stop():
+            raise Interrupted("stopped before it began")
         config = entry.space.trial(self._point)
         threads = config.training.threads or entry.threads
         training = config.training.model_copy(update={"threads": threads})
@@ -89,12 +96,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             entry.teachers,
             self._on_record,
             entry.start,
-            stopping=self._stop.is_set,
+            stopping=self._is_to_stop,
             contest=entry.contest,
         )
         entry.folder.leave(self.trial_id, outcome)
-        return {METRIC: agreement(outcome.network), "ends": True, "done": True}
+        return {METRIC: agreement(outcome.network), END: "finished", "done": True}
+
+    def _is_to_stop(self) -> bool:
+        return self._stop.is_set() or self._entry.folder.is_stopped
 
     def _on_record(self, record: Record) -> None:
-        if METRIC in record:
-            self._told.put({METRIC: record[METRIC], "ends": False})
+        """Pass a judgement on, once: workers that were started again begin anew."""
+        if METRIC in record and record["global_step"] > self._seen:
+            self._last, self._seen = record[METRIC], record["global_step"]
+            self._told.put({METRIC: self._last, END: None})

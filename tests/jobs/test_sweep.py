@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import time
@@ -34,22 +33,32 @@ TRIALS = 3
 """The pilot, with the run's own values, and the grid."""
 
 
-@pytest.fixture(scope="module")
-def swept(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a sweep whose driver was killed after its first trial, and that went on."""
+@pytest.fixture(
+    scope="module",
+    params=[signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)],
+)
+def swept(
+    request: pytest.FixtureRequest,
+    write: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of a sweep that was stopped or killed after its first trial, and that went on."""
     folder = tmp_path_factory.mktemp("swept")
     write(folder, search=SEARCH)
     arguments = ("tune", "--config", folder / "run.yaml", "--output", folder / "out", "--resume")
     with start(*arguments) as process:
         try:
             _wait_for(folder / "out" / "trials", "*/trial.json")
+            process.send_signal(request.param)
+            _, err = process.communicate(timeout=120)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            process.kill()
+    if request.param == signal.SIGTERM:
+        assert process.returncode == 4 and "--resume goes on" in err.splitlines()[-1], err
     before = _seconds(folder)
     ended = run(*arguments)
     assert ended.code == 0, ended.err
-    assert _seconds(folder).items() >= before.items()
+    assert len(before) == 1 and _seconds(folder).items() >= before.items()
     return folder
 
 
@@ -134,6 +143,15 @@ def test_a_sweep_is_not_written_over(call: Callable[..., Ended], swept: Path) ->
     assert "already holds a run (another folder, --resume, or --overwrite)" in refusal
 
 
+def test_a_sweep_does_not_go_on_in_the_folder_of_a_run(
+    call: Callable[..., Ended], swept: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "result.json").write_text("{}", encoding="utf-8")
+    config = swept / "run.yaml"
+    refusal = call("tune", "--config", config, "--output", tmp_path, "--resume").refusal
+    assert refusal == f"error: --output: {tmp_path} holds a run and no sweep (another folder)"
+
+
 def test_a_dry_run_says_how_many_trials_run_at_once(
     call: Callable[..., Ended], write: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -141,7 +159,7 @@ def test_a_dry_run_says_how_many_trials_run_at_once(
     nodes.write_text("[{name: a, cpus: 4}, {name: b, cpus: 4}]", encoding="utf-8")
     given = ("tune", "--config", config, "--dry-run", "--nodes", nodes)
     ended = call(*given, "--set", "run.address=auto")
-    assert "7 trials at once fit beside the teachers: 1 workers each" in ended.out
+    assert "trials at once beside the teachers: 7 (workers of each: 1, of 1 CPU" in ended.out
     refusal = call(*given, "--set", "run.address=auto", "--set", "search.concurrent=8").refusal
     assert refusal.startswith("error: search.concurrent: 8 do not fit; ")
 

@@ -121,6 +121,14 @@ def test_a_share_has_as_many_of_every_generator(probe: ProbeSet) -> None:
     assert torch.equal(images, torch.cat([packed(pictures(8, seed)[:2]) for seed in range(3)]))
 
 
+def test_one_that_was_given_shares_what_it_was_given(
+    probe: ProbeSet, teacher: Teacher, make_panel: MakePanel
+) -> None:
+    given = ProbeSet(make_panel(teacher))
+    given.give(probe.heard())
+    assert torch.equal(given.share(4)[0], packed(pictures(8, 0)[:4]))
+
+
 # homes
 
 

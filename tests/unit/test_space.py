@@ -102,6 +102,10 @@ def test_a_grid_has_every_point(make_space: MakeSpace) -> None:
             "search.space.training.sampled_labels: True is no number (choices for it)",
         ),
         (
+            {"losses": {"choices": [1]}},
+            "search.space.losses: is a section (a key with one value)",
+        ),
+        (
             {"losses.batch_norm": {"linear": [2, 1]}},
             "search.space.losses.batch_norm: from 2 to 1 is empty (low before high)",
         ),
@@ -135,6 +139,7 @@ def test_a_grid_has_every_point(make_space: MakeSpace) -> None:
                 ("evaluations.digits", "evaluations"),
                 ("target.labels", "target.labels"),
                 ("training.archive", "training.archive"),
+                ("training.workers", "training.workers"),
                 ("training.checkpoint.every", "training.checkpoint.every"),
             )
         ),
@@ -158,9 +163,24 @@ def test_what_all_trials_have_must_be_of_the_run(make_space: MakeSpace) -> None:
         make_space(RANGE, trial={"training.step": 7})
 
 
-def test_a_sweep_without_an_end_is_refused(make_space: MakeSpace) -> None:
-    with pytest.raises(InputError, match="trials and seconds are both null"):
-        make_space(RANGE, trials=None)
+@pytest.mark.parametrize(
+    ("budget", "most"),
+    [({}, 20), ({"trials": 7}, 7), ({"seconds": 9.0}, None), ({"seconds": 9.0, "trials": 7}, 7)],
+)
+def test_a_budget_is_in_trials_or_seconds_or_both(
+    make_space: MakeSpace, budget: dict[str, Any], most: int | None
+) -> None:
+    assert make_space(RANGE, **budget).spec.most == most
+
+
+def test_fewer_trials_than_pilots_are_refused(make_space: MakeSpace) -> None:
+    with pytest.raises(InputError, match=r"2 trials are fewer than 3 pilots \(more\)"):
+        make_space(RANGE, trials=2)
+
+
+def test_pilots_are_the_runs_own_values_and_others_each_once(make_space: MakeSpace) -> None:
+    space = make_space({"losses.group": {"choices": [0.0, 1.0, 1.0]}}, pilots=5)
+    assert space.pilots() == [{"losses.group": 0.0}, {"losses.group": 1.0}]
 
 
 def test_a_run_without_a_search_has_no_space(

@@ -1,0 +1,172 @@
+"""Which points come next, and what ends a sweep; Ray Tune is not started."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.tuning.importance import importances
+from dfka_dist.tuning.listening import FAILURES, Listener, Switch
+from dfka_dist.tuning.records import DIED, Folder, TrialRecord, write_table
+from dfka_dist.tuning.sampling import sampled
+from dfka_dist.tuning.showing import Showing
+from dfka_dist.tuning.space import Space
+from dfka_dist.tuning.trial import END, METRIC
+
+KEY = "losses.batch_norm"
+MakeSpace = Callable[..., Space]
+
+
+@pytest.fixture(scope="module")
+def make_space(
+    make_config: Callable[..., RunConfig], make_teacher: Callable[..., TeacherSpec]
+) -> MakeSpace:
+    teachers = [make_teacher("one", ["a", "b"])]
+
+    def make(algorithm: str = "tpe") -> Space:
+        space = {KEY: {"log": [0.1, 1000]}, "losses.adversarial": {"linear": [0, 1]}}
+        return Space(make_config(teachers, search={"space": space, "algorithm": algorithm}))
+
+    return make
+
+
+def record(number: int, batch_norm: float, agreement: float, **more: Any) -> TrialRecord:
+    point = {KEY: batch_norm, "losses.adversarial": (0.37 * number) % 1}
+    given: dict[str, Any] = {"status": "finished", "pilot": False, "agreements": [agreement]}
+    return TrialRecord(number, f"t{number}", point, **(given | more))
+
+
+KNOWN = [record(index, 10.0 ** (index % 4 - 1), 1 - index % 4 / 4) for index in range(16)]
+"""The less the better."""
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_points_are_drawn_from_the_space(make_space: MakeSpace, algorithm: str) -> None:
+    search = sampled(make_space(algorithm), KNOWN, 2)
+    points = [search.suggest(str(index)) for index in range(20)]
+    assert all(0.1 <= p[KEY] <= 1000 and 0 <= p["losses.adversarial"] <= 1 for p in points)
+
+
+def test_what_earlier_trials_have_found_is_known(make_space: MakeSpace) -> None:
+    knowing, guessing = sampled(make_space(), KNOWN, 1), sampled(make_space("random"), KNOWN, 1)
+    low = [
+        sum(search.suggest(str(index))[KEY] < 1 for index in range(30))
+        for search in (knowing, guessing)
+    ]
+    assert low[0] > 20 > low[1]
+
+
+def test_a_sweep_that_goes_on_draws_other_points(make_space: MakeSpace) -> None:
+    first, second = (sampled(make_space("random"), KNOWN[:n], 1).suggest("a") for n in (0, 1))
+    assert first != second
+
+
+def test_what_matters_is_found(make_space: MakeSpace) -> None:
+    found = importances(make_space(), KNOWN)
+    assert found[KEY] > found["losses.adversarial"]
+
+
+def test_few_trials_say_nothing_of_importance(make_space: MakeSpace) -> None:
+    assert importances(make_space(), KNOWN[:4]) == {}
+
+
+def test_a_table_takes_choices_of_any_kind(tmp_path: Path) -> None:
+    write_table([{"branch": "last"}, {"branch": 2}, {"branch": None}], tmp_path / "trials.parquet")
+
+
+# what ends
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def make_listener(folder: Folder) -> Callable[..., Listener]:
+    def make(*, stopping: bool = False) -> Listener:
+        showing = Showing("sweep", io.StringIO())
+        return Listener(folder, time.monotonic(), lambda: stopping, showing, pilots=False)
+
+    return make
+
+
+def trial(name: str) -> Any:
+    """What Tune hands to its callbacks, as far as it is looked at."""
+    return SimpleNamespace(trial_id=name, config={KEY: 1.0})
+
+
+def judged(listener: Listener, name: str, end: str | None = None) -> None:
+    listener.on_trial_result(1, [], trial(name), {METRIC: 0.5, END: end})
+
+
+def test_a_trial_that_is_behind_is_recorded_as_stopped(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    listener = make_listener()
+    listener.on_trial_start(1, [], trial("a"))
+    judged(listener, "a")
+    listener.on_trial_complete(1, [], trial("a"))
+    (record,) = folder.records()
+    assert (record.status, record.agreements) == ("stopped", [0.5]) and not listener.running
+
+
+def test_what_the_user_cuts_off_is_no_result(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    listener = make_listener(stopping=True)
+    for name, end in (("cut", "stopped"), ("done", "finished")):
+        listener.on_trial_start(1, [], trial(name))
+        judged(listener, name)
+        judged(listener, name, end)
+        listener.on_trial_complete(1, [], trial(name))
+    assert [record.name for record in folder.records()] == ["done"]
+
+
+def test_trials_are_told_to_stop_and_waited_for(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    listener = make_listener()
+    listener.on_trial_start(1, [], trial("a"))
+    judged(listener, "a")
+    switch = Switch(lambda: True, listener, patience=60)
+    assert not switch.stop_all() and folder.is_stopped
+    listener.on_trial_complete(1, [], trial("a"))
+    assert switch.stop_all()
+
+
+def test_they_are_not_waited_for_longer_than_it_may_take(
+    make_listener: Callable[..., Listener],
+) -> None:
+    listener = make_listener()
+    listener.on_trial_start(1, [], trial("a"))
+    assert Switch(lambda: True, listener, patience=-1).stop_all()
+
+
+def test_failures_one_after_another_end_a_sweep(make_listener: Callable[..., Listener]) -> None:
+    listener = make_listener()
+    switch = Switch(lambda: False, listener, patience=60)
+    for index in range(FAILURES):
+        assert not switch.stop_all()
+        listener.folder.failed(f"t{index}", ValueError("no"))
+        listener.on_trial_start(1, [], trial(f"t{index}"))
+        listener.on_trial_error(1, [], trial(f"t{index}"))
+    assert switch.stop_all() and listener.fatal is not None
+    assert listener.fatal.endswith("the last: ValueError: no")
+
+
+def test_a_process_that_dies_ends_a_sweep(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    """What it leaves may take the room that the next trial needs."""
+    listener = make_listener()
+    listener.on_trial_start(1, [], trial("a"))
+    listener.on_trial_error(1, [], trial("a"))
+    assert folder.records()[0].why == DIED and listener.fatal is not None
