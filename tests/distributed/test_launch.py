@@ -176,6 +176,7 @@ def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
 
 
+@pytest.mark.exhaustive  # as tests/cluster do, with more around it
 def test_two_workers_that_are_told_to_stop_make_a_checkpoint_and_end(
     tiny: Tiny, teachers: ServedTeachers, process_group: None, tmp_path: Path
 ) -> None:

@@ -138,7 +138,7 @@ def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
 
 
-@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_both_generators_at_once_make_the_bits_that_they_make_in_turns(
     run: Run, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
