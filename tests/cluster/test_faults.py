@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from cluster import Cluster, Job, wait_for
+from cluster import PATIENCE, Cluster, Job, wait_for
 
 MIDDLE = 15
 """A step between the second checkpoint and the third."""
@@ -22,9 +22,9 @@ def _fair_weather(nodes: Cluster) -> Iterator[None]:
             job.signal(signal.SIGKILL)
 
 
-def as_undisturbed(job: Job, undisturbed: Job, nodes: Cluster) -> None:
+def as_undisturbed(job: Job, undisturbed: Job, nodes: Cluster, seconds: float = PATIENCE) -> None:
     """Wait for its end, and compare."""
-    ended = job.end()
+    ended = job.end(seconds)
     assert ended.code == 0, ended.err
     assert job.network() == undisturbed.network()
     assert job.steps() == undisturbed.steps()

@@ -56,4 +56,4 @@ def test_a_slow_wire_that_loses_frames_costs_no_more_than_time(
     nodes.left(killed=True)
     far.weaken(milliseconds=100, loss=0.01)
     nodes.raise_node(far)
-    as_undisturbed(nodes.start("weak"), undisturbed, nodes)
+    as_undisturbed(nodes.start("weak"), undisturbed, nodes, seconds=900)
