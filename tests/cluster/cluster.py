@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,14 @@ class Cluster:
             own += [] if killed else node.path("/tmp").glob("dfka-*")
             found += [place.name for place in own if not place.name.startswith("plasma")]
         return found
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left in /tmp."""
+        for place in [p for node in self.nodes for p in node.path("/tmp").glob("dfka-*")]:
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
 
 
 @contextmanager

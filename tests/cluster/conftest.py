@@ -29,6 +29,7 @@ def undisturbed(nodes: Cluster) -> Job:
     job = nodes.start("undisturbed")
     ended = job.end()
     assert ended.code == 0, ended.err
+    assert nodes.left() == []
     return job
 
 

@@ -15,6 +15,7 @@ MIDDLE = 15
 
 @pytest.fixture(autouse=True)
 def _fair_weather(nodes: Cluster) -> Iterator[None]:
+    nodes.sweep()
     yield
     nodes.store.is_unavailable = lambda path: False
     for job in nodes.jobs:
@@ -157,7 +158,8 @@ def test_a_node_that_is_told_to_leave_makes_the_run_keep_itself(
     """By what a pod does before it is stopped."""
     job, leaving = nodes.start("drained"), nodes.nodes[2]
     job.wait_for_step(MIDDLE)
-    told = leaving.start(sys.executable, "cluster/leave.py", "60", env=nodes.env)
+    env = nodes.env | {"RAY_ADDRESS": nodes.address}
+    told = leaving.start(sys.executable, "cluster/leave.py", "60", env=env)
     ended = job.end()
     assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err, ended.err
     told.wait(60)
