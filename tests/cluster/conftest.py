@@ -38,7 +38,7 @@ REPORT: list[dict[str, Any]] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    file, _, name = report.nodeid.rpartition("::")
+    file, _, name = report.nodeid.partition("::")
     if report.when == "call" and "tests/cluster/" in file:
         words = name.removeprefix("test_").replace("_", " ")
         REPORT.append({"what": words, "holds": report.passed, "seconds": round(report.duration, 1)})
