@@ -63,6 +63,34 @@ def parser(
     return made
 
 
+def add_nodes_and_resume(made: argparse.ArgumentParser, resume: str) -> None:
+    """What jobs take that plan servers and workers, and that go on.
+
+    Args:
+        resume: what `--resume` does.
+    """
+    made.add_argument(
+        "--nodes",
+        type=Path,
+        metavar="FILE",
+        help="plan a --dry-run for these nodes: YAML, a list of {name, cpus, gpus, gpu_gigabytes, "
+        "labels}",
+    )
+    made.add_argument("--resume", action="store_true", help=resume)
+
+
+def refuse_misfits(arguments: argparse.Namespace) -> None:
+    """Look at what `add_nodes_and_resume` added.
+
+    Raises:
+        InputError: arguments do not go together.
+    """
+    if arguments.resume and arguments.overwrite:
+        raise InputError("--resume", "goes on with what --overwrite replaces", "one of the two")
+    if arguments.nodes and not arguments.dry_run:
+        raise InputError("--nodes", "is for planning alone", "--dry-run beside it")
+
+
 def positive(text: str) -> int:
     """A whole number from 1, for `type` of an argument."""
     number = int(text)

@@ -16,7 +16,6 @@ from typing import Any
 
 from dfka_dist import clusters, commandline, launch, preparing, results, resuming
 from dfka_dist.config import RunConfig
-from dfka_dist.errors import InputError
 from dfka_dist.loading import dump
 from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
@@ -33,23 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check everything, then run, then write."""
     began = time.monotonic()
     parser = commandline.parser(__doc__ or "")
-    parser.add_argument(
-        "--nodes",
-        type=Path,
-        metavar="FILE",
-        help="plan a --dry-run for these nodes: YAML, a list of {name, cpus, gpus, gpu_gigabytes, "
-        "labels}",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest checkpoint of the run of this name; begin if there is none",
+    commandline.add_nodes_and_resume(
+        parser, "go on from the newest checkpoint of the run of this name; begin if there is none"
     )
     arguments = parser.parse_args(argv)
-    if arguments.resume and arguments.overwrite:
-        raise InputError("--resume", "goes on with what --overwrite replaces", "one of the two")
-    if arguments.nodes and not arguments.dry_run:
-        raise InputError("--nodes", "is for planning alone", "--dry-run beside it")
+    commandline.refuse_misfits(arguments)
     given = commandline.configuration(arguments)
     config = given.without_unheard()
     folder = commandline.output_folder(arguments, config, results.LEFT)

@@ -27,7 +27,8 @@ from dfka_dist.tuning.ranking import Jury
 from dfka_dist.tuning.records import Folder
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Space
-from dfka_dist.tuning.sweep import Ring, Sweep
+from dfka_dist.tuning.sweep import Sweep
+from dfka_dist.tuning.trial import Ring
 
 journal = logging.getLogger("dfka_dist.tune")
 
@@ -35,10 +36,7 @@ journal = logging.getLogger("dfka_dist.tune")
 def main(argv: Sequence[str] | None = None) -> None:
     """Check everything, then search, then write."""
     arguments = _parser().parse_args(argv)
-    if arguments.resume and arguments.overwrite:
-        raise InputError("--resume", "goes on with what --overwrite replaces", "one of the two")
-    if arguments.nodes and not arguments.dry_run:
-        raise InputError("--nodes", "is for planning alone", "--dry-run beside it")
+    commandline.refuse_misfits(arguments)
     given = commandline.configuration(arguments)
     config = given.without_unheard()
     space = Space(config)
@@ -78,18 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = commandline.parser(__doc__ or "", "default: runs/NAME-sweep")
-    parser.add_argument(
-        "--nodes",
-        type=Path,
-        metavar="FILE",
-        help="plan a --dry-run for these nodes: YAML, a list of {name, cpus, gpus, gpu_gigabytes, "
-        "labels}",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the sweep in the output folder, trials that are over kept; begin if there "
-        "is none",
+    commandline.add_nodes_and_resume(
+        parser,
+        "go on with the sweep in the output folder, trials that are over kept; begin if there is "
+        "none",
     )
     return parser
 

@@ -8,7 +8,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -16,18 +15,16 @@ import ray.util
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
-from torch import Tensor
 
 from dfka_dist.errors import Interrupted, RunFailed
-from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.training.probe import Contest, Heard
 from dfka_dist.tuning.listening import FAILURES, MARGIN, Listener, Switch
 from dfka_dist.tuning.ranking import Jury
-from dfka_dist.tuning.records import DIED, Folder, TrialRecord
+from dfka_dist.tuning.records import DIED, TrialRecord
 from dfka_dist.tuning.sampling import sampled
 from dfka_dist.tuning.showing import Showing
-from dfka_dist.tuning.space import Point, Space
-from dfka_dist.tuning.trial import METRIC, POINT, Entry, Trial
+from dfka_dist.tuning.space import Point
+from dfka_dist.tuning.trial import METRIC, POINT, Entry, Ring, Trial
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -35,19 +32,6 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Of Tune: it is not to write logs of its own, and signals are ours."""
-
-
-@dataclass(frozen=True)
-class Ring:
-    """What all trials of a sweep share."""
-
-    space: Space
-    teachers: ServedTeachers
-    start: dict[str, Tensor] | None
-    folder: Folder
-    concurrent: int
-    threads: int | None
-    """Of every trial, where it does not say itself and they share one machine."""
 
 
 class Sweep:
@@ -135,7 +119,7 @@ class Sweep:
         pilots = contest.probe is None
         listener = Listener(ring.folder, self._began, self._stopping, self._showing, pilots=pilots)
         patience = ring.space.trial(ring.space.own).training.checkpoint.grace + MARGIN
-        entry = Entry(ring.space, ring.teachers, ring.start, contest, ring.folder, ring.threads)
+        entry = Entry(ring, contest)
         with tempfile.TemporaryDirectory(prefix="dfka-") as place:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Trial, entry=entry), _beside_the_driver()),

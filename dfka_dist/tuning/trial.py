@@ -30,16 +30,25 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What every trial is given."""
+class Ring:
+    """What all trials of a sweep share."""
 
     space: Space
     teachers: ServedTeachers
     start: dict[str, Tensor] | None
-    contest: Contest
     folder: Folder
     """On this machine: trials are beside the driver."""
+    concurrent: int
     threads: int | None
+    """Of every worker, where the run does not say itself and trials share machines."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a trial is given."""
+
+    ring: Ring
+    contest: Contest
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
@@ -80,30 +89,30 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self._told.put({METRIC: self._last, END: "stopped", "done": True})
         except Exception as error:  # raised again in `step`, where Tune hears it
             try:
-                self._entry.folder.failed(self.trial_id, error)
+                self._entry.ring.folder.failed(self.trial_id, error)
             finally:
                 self._told.put(error)
 
     def _finished(self) -> Result:
-        entry = self._entry
+        ring = self._entry.ring
         if self._is_to_stop():
             raise Interrupted("stopped before it began")
-        config = entry.space.trial(self._point)
-        threads = config.training.threads or entry.threads
+        config = ring.space.trial(self._point)
+        threads = config.training.threads or ring.threads
         training = config.training.model_copy(update={"threads": threads})
         outcome = launch.amalgamate(
             config.model_copy(update={"training": training}),
-            entry.teachers,
+            ring.teachers,
             self._on_record,
-            entry.start,
+            ring.start,
             stopping=self._is_to_stop,
-            contest=entry.contest,
+            contest=self._entry.contest,
         )
-        entry.folder.leave(self.trial_id, outcome)
+        ring.folder.leave(self.trial_id, outcome)
         return {METRIC: agreement(outcome.network), END: "finished", "done": True}
 
     def _is_to_stop(self) -> bool:
-        return self._stop.is_set() or self._entry.folder.is_stopped
+        return self._stop.is_set() or self._entry.ring.folder.is_stopped
 
     def _on_record(self, record: Record) -> None:
         """Pass a judgement on, once: workers that were started again begin anew."""
