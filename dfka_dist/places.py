@@ -110,13 +110,16 @@ class Place:
         found: bool = self.files.get_file_info(self.folder).type != fs.FileType.NotFound
         return found
 
-    def refuse(self, prefix: str) -> None:
+    def refuse(self, prefix: str, but: int = 0) -> None:
         """Refuse a place with Parquet files whose names begin with `prefix`.
 
+        Args:
+            but: so many are expected.
+
         Raises:
-            InputError: it has some, or cannot be listed.
+            InputError: it has more, or cannot be listed.
         """
-        if any(name.startswith(prefix) for name in self.shards()):
+        if sum(name.startswith(prefix) for name in self.shards()) > but:
             raise self.error("already holds an archive", "another place")
 
     def refuse_unwritable(self) -> None:
@@ -152,6 +155,10 @@ class Place:
         """Give a file that was closed its own name."""
         if self._renaming:
             self.files.move(self._path(name) + self._suffix, self._path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        self.files.delete_file(self._path(name))
 
     def open(self, name: str) -> Any:
         """A file for random access."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfka_dist.archive import Archive, refuse_existing, refuse_unwritable
+from dfka_dist.archive import Archive, refuse_another_run, refuse_existing, refuse_unwritable
 from dfka_dist.config import RunConfig
 from dfka_dist.data import open_unlabelled
 from dfka_dist.errors import InputError
@@ -54,11 +54,12 @@ class Prepared:
         return plan(self.served, nodes, self.teachers)
 
 
-def prepared(config: RunConfig) -> Prepared:
+def prepared(config: RunConfig, *, resumes: bool = False) -> Prepared:
     """Read and check everything that a run names.
 
     Args:
         config: without the teachers that are not heard.
+        resumes: the run may have begun, and written some of its archive.
 
     Raises:
         InputError: something is wrong.
@@ -80,7 +81,10 @@ def prepared(config: RunConfig) -> Prepared:
     elif training.images not in (None, "noise"):
         open_unlabelled(training.images)
     if training.archive is not None:
-        refuse_existing(training.archive, "training.archive")
+        if resumes:
+            refuse_another_run(training.archive, "training.archive", config.run.name)
+        else:
+            refuse_existing(training.archive, "training.archive")
         refuse_unwritable(training.archive, "training.archive")
     start = None if config.target.start is None else _start(config.target.start, design)
     return Prepared(config, weights, teachers, load_data(config), start, design)
@@ -116,8 +120,6 @@ def warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
             "losses.link: the features of eq. 15 mean nothing without losses.group, which is 0; "
             "the preset paper has all of the paper's weights"
         )
-    if training.archive is not None and training.checkpoint.every:
-        yield "training.archive: a run that writes one keeps no checkpoints, and cannot go on"
     if config.is_teacherless and config.evaluations:
         yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
     image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)

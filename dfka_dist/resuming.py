@@ -64,7 +64,7 @@ def shelf_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShel
         InputError: there is no such kind of storage.
     """
     wanted = config.training.checkpoint
-    if not wanted.every or config.training.archive is not None:
+    if not wanted.every:
         return None
     own_folder, name = str(folder / OWN), config.run.name
     uri = own_folder if wanted.storage is None else inside(wanted.storage, name)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = given.without_unheard()
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
-    ready = preparing.prepared(config)
+    ready = preparing.prepared(config, resumes=arguments.resume)
     shelf = _shelf(arguments, ready, folder)
     if arguments.dry_run:
         _show(given, _dry_plan(arguments, ready))

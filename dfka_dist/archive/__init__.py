@@ -5,6 +5,7 @@ of its own; who trains a target from an archive later needs neither generator no
 """
 
 from dfka_dist.archive.contents import ArchivedTeacher
+from dfka_dist.archive.going_on import keep_only, refuse_another_run
 from dfka_dist.archive.reader import Archive, ArchivedBatch
 from dfka_dist.archive.writer import ArchiveWriter
 from dfka_dist.places import refuse_existing, refuse_unwritable
@@ -14,6 +15,8 @@ __all__ = [
     "ArchiveWriter",
     "ArchivedBatch",
     "ArchivedTeacher",
+    "keep_only",
+    "refuse_another_run",
     "refuse_existing",
     "refuse_unwritable",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 
 from dfka_dist.config import Count, Name, Node, Task
+from dfka_dist.places import ENDING
 
 METADATA = b"dfka_dist"
 """Key of the schema's metadata under which `Contents` stand as JSON."""
@@ -71,6 +72,16 @@ class Contents(Node):
     def rows_in(self, size: int) -> int:
         """How many rows fit into some bytes, and at least one."""
         return max(1, size // self.row.itemsize)
+
+
+def shards_of(rank: int) -> str:
+    """How the names of a worker's shards begin."""
+    return f"part-{rank:05d}-"
+
+
+def shard_name(rank: int, number: int) -> str:
+    """Of a worker's shard, the first is 0."""
+    return f"{shards_of(rank)}{number:05d}{ENDING}"
 
 
 def logits_of(teacher: str) -> str:

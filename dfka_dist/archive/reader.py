@@ -73,14 +73,14 @@ class Archive:
         if not names:
             what = "holds no Parquet file" if place.exists() else "does not exist"
             raise place.error(what, _REMEDY)
-        footers = [_footer(place, name) for name in names]
+        footers = [footer(place, name) for name in names]
         first = footers[0][0]
         groups: list[_RowGroup] = []
-        for name, (contents, footer) in zip(names, footers, strict=True):
+        for name, (contents, told) in zip(names, footers, strict=True):
             if contents != first:
                 what = f"holds two archives: {names[0]} and {name} differ"
                 raise place.error(what, "the shards of one run")
-            groups += [_RowGroup(name, footer, i) for i in range(footer.num_row_groups)]
+            groups += [_RowGroup(name, told, i) for i in range(told.num_row_groups)]
         archive = cls(place, first, groups)
         if not len(archive):
             raise place.error("holds no image", _REMEDY)
@@ -238,7 +238,7 @@ class Archive:
         )
 
 
-def _footer(place: Place, name: str) -> tuple[Contents, Any]:
+def footer(place: Place, name: str) -> tuple[Contents, Any]:
     """What a shard says of itself, and where its row groups are.
 
     Raises:
@@ -247,7 +247,7 @@ def _footer(place: Place, name: str) -> tuple[Contents, Any]:
     try:
         with place.open(name) as stream:
             file = parquet.ParquetFile(stream)
-            schema, footer = file.schema_arrow, file.metadata
+            schema, found = file.schema_arrow, file.metadata
     except UNREACHABLE as error:
         what = f"{name} is truncated or no Parquet file: {place.plain(error)}"
         raise place.error(f"holds a broken shard: {what}", _INTACT) from None
@@ -261,7 +261,7 @@ def _footer(place: Place, name: str) -> tuple[Contents, Any]:
         raise place.error(f"cannot be read: {what}", "an archive of this version") from None
     if not schema.equals(contents.schema):
         raise place.error(f"cannot be read: {name} has other columns than it says", _INTACT)
-    return contents, footer
+    return contents, found
 
 
 def _values(column: Any, kind: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -14,9 +14,9 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from dfka_dist.archive.contents import ArchivedTeacher, Contents, logits_of
+from dfka_dist.archive.contents import ArchivedTeacher, Contents, logits_of, shard_name, shards_of
 from dfka_dist.errors import RunFailed
-from dfka_dist.places import ENDING, UNREACHABLE, Place
+from dfka_dist.places import UNREACHABLE, Place
 
 _GROUP_ROWS = 1024
 _GROUP_BYTES = 2**24
@@ -36,10 +36,11 @@ class ArchiveWriter:
         labels: names of the columns of `asked_for`.
         shape: (C, H, W) of the images.
         rank: of this worker.
+        shards: that it has written and goes on behind.
 
     Raises:
-        InputError: at `training.archive`, where this worker's part of an archive already lies or
-            nothing can be written. Other workers may have begun, so that whether any archive is
+        InputError: at `training.archive`, where more of this worker's part of an archive already
+            lies or nothing can be written. Other workers may have begun, so that whether any is
             there is for `refuse_existing` to find out before one of them starts.
     """
 
@@ -52,18 +53,20 @@ class ArchiveWriter:
         labels: Sequence[str],
         shape: tuple[int, int, int],
         rank: int = 0,
+        shards: int = 0,
         rows_per_shard: int = 2**15,
     ) -> None:
         assert rows_per_shard > 0
         self._contents = Contents(run=run, teachers=[*teachers], labels=[*labels], shape=shape)
         self._rows_per_shard = rows_per_shard
         self._rows_per_group = min(_GROUP_ROWS, self._contents.rows_in(_GROUP_BYTES))
-        self._prefix = f"part-{rank:05d}-"
+        self._rank = rank
         self._waiting: list[Any] = []
         self._shard: _Shard | None = None
-        self._complete_shards = 0
+        self.shards = shards
+        """Complete ones."""
         self._place = Place(uri, "training.archive")
-        self._place.refuse(self._prefix)
+        self._place.refuse(shards_of(rank), but=shards)
         self._place.make()
 
     def __enter__(self) -> Self:
@@ -105,7 +108,7 @@ class ArchiveWriter:
         self._write(least=self._rows_per_group)
 
     def close(self) -> None:
-        """Write what waits, and complete the last shard.
+        """Write what waits, and complete the last shard; more may be added, to a new one.
 
         Raises:
             RunFailed: the archive cannot be written any more.
@@ -130,7 +133,7 @@ class ArchiveWriter:
 
     def _open_shard(self) -> _Shard:
         if self._shard is None:
-            name = f"{self._prefix}{self._complete_shards:05d}{ENDING}"
+            name = shard_name(self._rank, self.shards)
             with self._failing():
                 self._shard = _Shard(self._place, name, self._contents.schema)
         assert self._shard is not None
@@ -141,7 +144,7 @@ class ArchiveWriter:
             with self._failing():
                 self._shard.complete()
             self._shard = None
-            self._complete_shards += 1
+            self.shards += 1
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -110,6 +110,10 @@ class Ledger:
         if self._resumed is not None and self._resumed.holds(name):
             thing.restore(self._resumed, name)
 
+    def began_without(self, name: str) -> bool:
+        """Whether this run goes on from a checkpoint in which nothing was held under a name."""
+        return self._resumed is not None and not self._resumed.holds(name)
+
     def release(self, *names: str) -> None:
         """These are not needed any more."""
         for name in names:

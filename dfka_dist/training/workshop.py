@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.archive import ArchivedTeacher, ArchiveWriter
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, keep_only
 from dfka_dist.config import LossWeights, RunConfig
+from dfka_dist.errors import InputError
 from dfka_dist.models.filters import Shape
 from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.micro import in_parts
+from dfka_dist.training.archiving import Archiving
 from dfka_dist.training.branching import Branching, build_target
 from dfka_dist.training.collectives import Vote, rank_and_size
 from dfka_dist.training.diary import Diary, Record
@@ -30,6 +33,9 @@ from dfka_dist.training.streams import Streams
 from dfka_dist.training.synthesis import Synthesis
 
 log = logging.getLogger(__name__)
+
+ARCHIVE = "training.archive"
+"""Key that errors about the archive name."""
 
 
 class Workshop:
@@ -164,9 +170,13 @@ class Workshop:
 
     @contextmanager
     def archiving(self) -> Iterator[None]:
-        """The archive is open for `keep`; complete at the end."""
-        training, design = self.config.training, self.branching.design()
-        if training.archive is None:
+        """The archive is open for `keep`; complete at the end.
+
+        Raises:
+            InputError: the run began without one, or what it has written there is gone.
+        """
+        uri, design = self.config.training.archive, self.branching.design()
+        if uri is None:
             yield
             return
         image = design.input
@@ -174,14 +184,24 @@ class Workshop:
             ArchivedTeacher(name=n, task=d.spec.task, labels=d.spec.labels, sha256=d.sha256)
             for n, d in self.teachers.descriptions.items()
         ]
-        with ArchiveWriter(
-            training.archive,
-            run=self.config.run.name,
-            teachers=teachers,
-            labels=design.labels,
-            shape=(image.channels, image.size, image.size),
-            rank=rank_and_size()[0],
-        ) as self.archive:
+        run, rank = self.config.run.name, rank_and_size()[0]
+
+        def writer(shards: int) -> ArchiveWriter:
+            return ArchiveWriter(
+                uri,
+                run=run,
+                teachers=teachers,
+                labels=design.labels,
+                shape=(image.channels, image.size, image.size),
+                rank=rank,
+                shards=shards,
+            )
+
+        archiving = Archiving(partial(keep_only, uri, ARCHIVE, run), writer)
+        if self.ledger.began_without("archive"):
+            raise InputError(ARCHIVE, "the run began without one", "leave it out, or begin anew")
+        self.ledger.hold("archive", archiving)
+        with archiving.writing(rank) as self.archive:
             yield
         self.archive = None
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
-from dfka_dist.errors import Interrupted, NotKept, RunFailed
+from dfka_dist.errors import InputError, Interrupted, NotKept, RunFailed
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.shelf import FolderShelf
@@ -132,3 +133,44 @@ def test_a_run_does_not_go_on_from_a_checkpoint_of_another(run: Run, tmp_path: P
     said = r"is another run's: teachers\.0\.labels is \['a', 'c'\] and was \['a', 'b'\]"
     with pytest.raises(RunFailed, match=said):
         run("noise", shelf=second)
+
+
+def rows(place: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = parquet.read_table(place).to_pylist()
+    return sorted(found, key=lambda row: (row["step"], row["column"]))
+
+
+def test_an_archive_goes_on_with_the_run_that_writes_it(run: Run, tmp_path: Path) -> None:
+    """Struck before the first checkpoint and behind it; and over when the run goes on."""
+
+    def archived(name: str, tell: Callable[[Record], None] = lambda record: None) -> None:
+        kept = {"report_every": 1, "checkpoint": {"every": 3}, "archive": str(tmp_path / name)}
+        run("joint", shelf=shelf(tmp_path / f"{name}-kept"), tell=tell, **kept)
+
+    archived("undisturbed")
+    for at in (2, 5, 12):
+        with pytest.raises(Struck):
+            archived("struck", interrupting(at))
+    archived("struck")
+    names = [p.name for p in sorted((tmp_path / "struck").iterdir())]
+    assert names == [p.name for p in sorted((tmp_path / "undisturbed").iterdir())]
+    assert rows(tmp_path / "struck") == rows(tmp_path / "undisturbed")
+
+
+def test_a_run_does_not_go_on_without_what_it_had_archived(run: Run, tmp_path: Path) -> None:
+    kept: dict[str, Any] = {"report_every": 1, "checkpoint": {"every": 3}}
+    begun = {"shelf": shelf(tmp_path / "kept"), "archive": str(tmp_path / "archive")}
+    with pytest.raises(Struck):
+        run("joint", tell=interrupting(5), **begun, **kept)
+    with pytest.raises(InputError, match=r"lacks part-00000-00000\.parquet, which this run has"):
+        run("joint", **begun | {"archive": str(tmp_path / "elsewhere")}, **kept)
+
+
+def test_a_run_that_began_without_an_archive_does_not_go_on_with_one(
+    run: Run, tmp_path: Path
+) -> None:
+    kept: dict[str, Any] = {"report_every": 1, "checkpoint": {"every": 3}}
+    with pytest.raises(Struck):
+        run("joint", shelf=shelf(tmp_path), tell=interrupting(5), **kept)
+    with pytest.raises(InputError, match="the run began without one"):
+        run("joint", shelf=shelf(tmp_path), archive=str(tmp_path / "archive"), **kept)

@@ -23,6 +23,8 @@ from dfka_dist.archive import (
     ArchivedBatch,
     ArchivedTeacher,
     ArchiveWriter,
+    keep_only,
+    refuse_another_run,
     refuse_existing,
     refuse_unwritable,
 )
@@ -234,6 +236,31 @@ def test_a_place_that_is_not_there_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_second_writer_of_the_same_worker_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, [2])
     assert refusal(lambda: writer(tmp_path)).key == "training.archive"
+
+
+def test_what_a_run_wrote_after_its_checkpoint_is_removed(tmp_path: Path) -> None:
+    filled(tmp_path, [2], rank=0)
+    filled(tmp_path, [3], rank=1)
+    keep_only(str(tmp_path), KEY, "test", [0, 1])
+    assert shards(tmp_path) == ["part-00001-00000.parquet"]
+    keep_only(str(tmp_path), KEY, "test", [])
+    assert shards(tmp_path) == []
+
+
+def test_what_another_run_wrote_is_refused_and_stays(tmp_path: Path) -> None:
+    filled(tmp_path, [2])
+    said = "already holds an archive, of the run test"
+    assert said in refusal(lambda: keep_only(str(tmp_path), KEY, "another", [])).what
+    assert said in refusal(lambda: refuse_another_run(str(tmp_path), KEY, "another")).what
+    refuse_another_run(str(tmp_path), KEY, "test")
+    assert len(Archive.open(str(tmp_path), KEY)) == 2
+
+
+def test_a_shard_that_a_checkpoint_knows_of_and_is_gone_is_named(tmp_path: Path) -> None:
+    filled(tmp_path, [2])
+    error = refusal(lambda: keep_only(str(tmp_path), KEY, "test", [2]))
+    assert "lacks part-00000-00001.parquet" in error.what
+    assert shards(tmp_path) == ["part-00000-00000.parquet"]
 
 
 def test_a_worker_may_begin_after_others_have_written(tmp_path: Path) -> None:
