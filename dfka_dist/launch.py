@@ -24,12 +24,12 @@ from dfka_dist import machine, resuming
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError
 from dfka_dist.loading import dump, parse
-from dfka_dist.notices import Inbox, Meeting, NoticeBoard, Warner
+from dfka_dist.notices import Failure, Inbox, Meeting, NoticeBoard, Seat, Warner
 from dfka_dist.teachers.pool import beside_the_driver
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.training.amalgamator import Amalgamator
-from dfka_dist.training.collectives import gathered, rank_and_size
+from dfka_dist.training.collectives import gathered, is_out_of_time, rank_and_size
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.probe import Contest
@@ -104,8 +104,7 @@ def amalgamate(
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
             running = conductor.fit.remote(config, given, storage)
-            grace = config.training.checkpoint.grace
-            watch = Watch(conductor, running, stopping, grace)
+            watch = Watch(conductor, running, stopping, config.training)
             return watch.to_the_end(on_record, on_warning)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
@@ -158,6 +157,7 @@ def _work(settings: dict[str, Any]) -> None:
     if first:
         logging.getLogger("dfka_dist").addHandler(Warner(inbox))
     given: Given = settings["given"]
+    made = None
     try:
         made = Amalgamator(
             config,
@@ -175,11 +175,12 @@ def _work(settings: dict[str, Any]) -> None:
         inbox.end(error)
         _let_the_others_go()
         return
-    except RuntimeError:  # torch's, where another worker has left a collective
-        if inbox.is_over():
-            inbox.tell(f"worker {context.get_world_rank()}: {traceback.format_exc()}")
-            return
-        raise
+    except RuntimeError as error:  # torch's, where another worker has left a collective
+        story = traceback.format_exc()
+        waited, step = is_out_of_time(error), made.step if made else 0
+        if not inbox.fail(Failure(context.get_world_rank(), step, waited, story)):
+            raise
+        return
     finally:
         if ray.get_runtime_context().get_node_id() != settings["home"]:
             # Ray Train makes its folder on every node; the driver's is the driver's to remove.
@@ -203,10 +204,12 @@ def _met(
     Raises:
         InputError: they do not; on every worker.
     """
-    nodes = frozenset(gathered(ray.get_runtime_context().get_node_id()))
+    here = Seat(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
+    seats = tuple(gathered(here))
+    nodes = {seat.node for seat in seats}
     shelf = resuming.reachable(shelf, config, len(nodes | {home}))
     if rank_and_size()[0] == 0:
-        inbox.meet(Meeting(nodes, keeps=shelf is not None))
+        inbox.meet(Meeting(seats, keeps=shelf is not None))
     return shelf
 
 

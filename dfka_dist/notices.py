@@ -21,13 +21,39 @@ End = Outcome | DfkaError
 
 
 @dataclass(frozen=True)
+class Seat:
+    """Where a worker is."""
+
+    node: str
+    """Its id."""
+    address: str
+
+
+@dataclass(frozen=True)
 class Meeting:
     """What workers found when they met, all that there are now."""
 
-    nodes: frozenset[str]
-    """Ids of those that they are on."""
+    seats: tuple[Seat, ...]
+    """By rank."""
     keeps: bool
     """Whether they make checkpoints."""
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Ids of those that they are on."""
+        return frozenset(seat.node for seat in self.seats)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Of a worker, in a collective."""
+
+    rank: int
+    step: int
+    """Of all phases, that it was in."""
+    waited: bool
+    """It waited for others longer than it may."""
+    story: str
 
 
 @dataclass
@@ -40,6 +66,9 @@ class News:
     """Of workers that failed when the run was over."""
     end: End | None = None
     meeting: Meeting | None = None
+    waited: dict[int, int] = field(default_factory=dict)
+    """Steps by the ranks of those that waited in a collective longer than they may, and of those
+    that were in it then."""
 
 
 class NoticeBoard:
@@ -51,7 +80,7 @@ class NoticeBoard:
 
     def meet(self, meeting: Meeting) -> None:
         """Workers are there; those of before are gone, and with them where they were."""
-        self._news.meeting = meeting
+        self._news.meeting, self._news.waited = meeting, {}
 
     def post(self, record: Record) -> None:
         """A record of the run."""
@@ -61,22 +90,28 @@ class NoticeBoard:
         """Something that the user should know."""
         self._news.warnings.append(warning)
 
-    def tell(self, story: str) -> None:
-        """How a worker failed when the run was over."""
-        self._news.stories.append(story)
+    def fail(self, failure: Failure) -> bool:
+        """A worker has failed in a collective.
+
+        Returns:
+            whether the run is over, so that this is no reason to start workers again: one that
+            waited too long ends it, and all that were in that collective fail.
+        """
+        if failure.waited or self._news.waited:
+            self._news.waited[failure.rank] = failure.step
+        elif self._news.end is None:
+            return False
+        self._news.stories.append(f"worker {failure.rank}: {failure.story}")
+        return True
 
     def end(self, end: End) -> None:
         """The run is over; the first word counts."""
         self._news.end = self._news.end or end
 
-    def is_over(self) -> bool:
-        """Whether a worker has said how it ended."""
-        return self._news.end is not None
-
     def collect(self) -> News:
         """What is new, and what stays as it is."""
         news = self._news
-        self._news = News(end=news.end, meeting=news.meeting)
+        self._news = News(end=news.end, meeting=news.meeting, waited=news.waited)
         return news
 
     def stop(self) -> None:
@@ -124,14 +159,14 @@ class Inbox:
             self._asked, self._asked_at = self._board.stops.remote(), time.monotonic()
         return self._stops
 
-    def is_over(self) -> bool:
-        """Whether a worker has said how the run ended."""
-        over: bool = ray.get(self._board.is_over.remote())
+    def fail(self, failure: Failure) -> bool:
+        """This worker has failed in a collective; see `NoticeBoard`. Returns when that has arrived,
+        and, if it is for others to say why, when they had the time to."""
+        over: bool = ray.get(self._board.fail.remote(failure))
+        if not over:
+            time.sleep(ASKED_EVERY)
+            over = ray.get(self._board.fail.remote(failure))
         return over
-
-    def tell(self, story: str) -> None:
-        """How this worker failed when the run was over; returns when that has arrived."""
-        ray.get(self._board.tell.remote(story))
 
     def end(self, end: End) -> None:
         """The run is over; returns when that has arrived, behind all that was told before."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
 
 from dfka_dist import clusters
+from dfka_dist.config import TrainingSpec
 from dfka_dist.errors import DfkaError, Interrupted, RunFailed
 from dfka_dist.notices import Meeting, News
 from dfka_dist.training.diary import Record
@@ -18,6 +19,8 @@ from dfka_dist.training.outcome import Outcome
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+ALL_IN = 2.0
+"""Seconds in which those that wait in one collective say so after the first."""
 PATIENCE = 45.0
 """Seconds that all workers have to end when one has told why. Ray Train that is killed before its
 workers have ended leaves its placement group, on a cluster without a dashboard for good."""
@@ -30,15 +33,16 @@ class Watch:
         conductor: an actor that is a `NoticeBoard`.
         running: what says that Ray Train has ended; a story if it failed.
         stopping: whether they are to make a checkpoint and stop.
-        grace: seconds between the word to stop and the end.
+        training: how long workers may wait, and take to stop.
     """
 
     def __init__(
-        self, conductor: Any, running: Any, stopping: Callable[[], bool], grace: float
+        self, conductor: Any, running: Any, stopping: Callable[[], bool], training: TrainingSpec
     ) -> None:
         self._conductor, self._running, self._stopping = conductor, running, stopping
-        self._grace = grace
+        self._timeout, self._grace = training.timeout, training.checkpoint.grace
         self._latest: float | None = None
+        self._all_in: float | None = None
 
     def to_the_end(
         self, on_record: Callable[[Record], None], on_warning: Callable[[str], None]
@@ -57,11 +61,12 @@ class Watch:
                 on_record(record)
             for warning in news.warnings:
                 on_warning(warning)
-            if isinstance(news.end, DfkaError):
+            failure = news.end if isinstance(news.end, DfkaError) else self._late(news, over)
+            if failure is not None:
                 # The other workers have met the same, or wait for this one in vain.
                 ray.wait([self._running], timeout=PATIENCE)
                 self._collected()
-                raise news.end
+                raise failure
             self._stop_if_told(news.meeting)
         if isinstance(news.end, Outcome):
             return news.end
@@ -74,6 +79,15 @@ class Watch:
             log.info("a worker failed when the run was over: %s", story)
         return news
 
+    def _late(self, news: News, over: bool) -> RunFailed | None:
+        """Why workers waited for others too long, when all have said so that did."""
+        if not news.waited:
+            return None
+        self._all_in = self._all_in or time.monotonic() + ALL_IN
+        if not over and time.monotonic() < self._all_in:
+            return None
+        return RunFailed(lateness(news.meeting, news.waited, self._timeout))
+
     def _stop_if_told(self, meeting: Meeting | None) -> None:
         """A node that is drained stops only a run that makes a checkpoint then."""
         keeps = meeting is not None and meeting.keeps
@@ -85,6 +99,27 @@ class Watch:
             log.warning("the run is to stop%s", ": making a checkpoint" if keeps else "")
             self._latest = time.monotonic() + self._grace
             self._conductor.stop.remote()
+
+
+def lateness(meeting: Meeting | None, waited: Mapping[int, int], timeout: float) -> str:
+    """Who came and who did not, where workers waited for each other too long.
+
+    Args:
+        waited: steps by the ranks of those that waited.
+    """
+    seats = dict(enumerate(meeting.seats)) if meeting is not None else {}
+
+    def named(ranks: Iterable[int]) -> str:
+        return ", ".join(
+            f"worker {r}" + (f" on {seats[r].address}" if r in seats else "") for r in ranks
+        )
+
+    late = named(sorted(seats.keys() - waited.keys()))
+    awaited = late or "others that waited too: look at the network between them"
+    return (
+        f"{named(sorted(waited))} waited at step {max(waited.values())} for longer than "
+        f"training.timeout ({timeout:g} s) for {awaited}"
+    )
 
 
 def _failed(story: str | None) -> RunFailed:

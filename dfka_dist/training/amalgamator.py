@@ -49,6 +49,11 @@ class Amalgamator:
         self._workshop = Workshop(config, teachers, report, here, shelf, stopping, contest)
         self._recipe = Recipe(self._workshop, start)
 
+    @property
+    def step(self) -> int:
+        """Steps of all phases so far."""
+        return self._workshop.diary.global_step
+
     def run(self) -> Outcome:
         """The whole run.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -14,6 +16,22 @@ T = TypeVar("T")
 def rank_and_size() -> tuple[int, int]:
     """This worker's rank and the number of workers; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_timeout() -> None:
+    """Let collectives of every process group wait as long as those of all workers; DeepSpeed's own
+    would wait for torch's 30 minutes."""
+    if not dist.is_initialized():
+        return
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    timeout = c10d._get_default_group()._get_backend(device).options._timeout
+    for group in c10d._world.pg_map:
+        c10d._set_pg_timeout(timeout, group)
+
+
+def is_out_of_time(error: RuntimeError) -> bool:
+    """Whether somebody did not come to a collective in time; torch has no type for it."""
+    return re.search("timed out|timeout", str(error), re.IGNORECASE) is not None
 
 
 class _GlobalSum(torch.autograd.Function):

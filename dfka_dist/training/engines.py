@@ -23,7 +23,7 @@ from dfka_dist.config import Precision
 from dfka_dist.models.dual import untracked
 from dfka_dist.training import universal
 from dfka_dist.training.checkpoint import Reading, Writing, read_state, refuse_code, write_state
-from dfka_dist.training.collectives import rank_and_size
+from dfka_dist.training.collectives import rank_and_size, share_timeout
 from dfka_dist.training.shards import failing_late
 
 Optimizer = Literal["adam", "sgd"]
@@ -77,6 +77,7 @@ class Engine:
             config=merged(_configuration(micro_batch, zero_stage, rate, betas, optimizer), more),
             dist_init_required=not torch.distributed.is_initialized(),
         )
+        share_timeout()
 
     def __call__(self, *inputs: Tensor | None) -> Any:
         """The network's outputs, to be followed by `step`."""

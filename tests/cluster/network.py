@@ -94,6 +94,11 @@ class Node:
         own, held = _namespace(self._pid), (self._pid, self._holder.pid)
         return [p for p in psutil.process_iter() if p.pid not in held and _namespace(p.pid) == own]
 
+    def add_disk(self, place: str, megabytes: int) -> None:
+        """A new disk of a size, until the node ends."""
+        _do(*self.command("mkdir", "-p", place))
+        _do(*self.command("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place))
+
     def kill(self) -> None:
         """Let everything that runs there die at once; the node can be used again."""
         for process in self.processes():

@@ -11,6 +11,10 @@ from cluster import PATIENCE, Cluster, Job, wait_for
 
 MIDDLE = 15
 """A step between the second checkpoint and the third."""
+SMALL = 30
+"""Megabytes for one checkpoint of a run here, and not for two."""
+GROWING = {"training.workers": "{min: 1, max: 2}", "training.steps": 300}
+"""What makes a run long enough for Ray Train to look for more room."""
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +78,29 @@ def test_a_process_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job, 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("dies", ["DiesForward", "DiesBack"])
+def test_a_server_that_dies_at_its_work_is_asked_again(
+    nodes: Cluster, undisturbed: Job, dies: str
+) -> None:
+    job = nodes.start(dies.lower(), sets=odd(dies))
+    as_undisturbed(job, undisturbed, nodes)
+    died = [place for node in nodes.nodes for place in node.path("/tmp").glob("died-*")]
+    assert died
+    died[0].unlink()
+
+
+def test_a_worker_that_is_late_is_named_when_the_others_give_up(nodes: Cluster) -> None:
+    """It is frozen, as by a device that hangs, and removed with all that the run had."""
+    job = nodes.start("frozen", sets={"training.timeout": 5})
+    job.wait_for_step(MIDDLE)
+    late = nodes.processes("RayTrainWorker")[-1]
+    late.suspend()
+    ended = job.end()
+    assert ended.code == 3 and "longer than training.timeout (5 s) for worker" in ended.err
+    assert nodes.left() == []
+
+
+@pytest.mark.exhaustive
 def test_a_worker_that_dies_while_it_saves_leaves_the_checkpoint_before(
     nodes: Cluster, undisturbed: Job
 ) -> None:
@@ -107,6 +134,18 @@ def test_a_storage_that_fails_costs_one_checkpoint(nodes: Cluster, undisturbed: 
     job = nodes.start("unavailable")
     as_undisturbed(job, undisturbed, nodes)
     assert "no checkpoint at step 18" in job.log()
+
+
+@pytest.mark.exhaustive
+def test_a_disk_that_is_full_costs_checkpoints_alone(nodes: Cluster, undisturbed: Job) -> None:
+    """The first one fits."""
+    for node in nodes.nodes:
+        node.add_disk("/tmp/small", megabytes=SMALL)
+    kept = {"training.checkpoint.storage": "/tmp/small", "training.checkpoint.shared": "true"}
+    job = nodes.start("full", sets=kept)
+    as_undisturbed(job, undisturbed, nodes)
+    assert "no checkpoint at step 12" in job.log() and "No space left" in job.log()
+    assert "no checkpoint at step 6" not in job.log()
 
 
 @pytest.mark.exhaustive
@@ -181,3 +220,20 @@ def test_a_range_of_workers_goes_on_with_fewer_when_a_node_is_lost(
     assert ended.code == 0, ended.err
     assert job.steps() == undisturbed.steps()
     assert nodes.left(killed=True) == []
+
+
+@pytest.mark.exhaustive
+def test_a_range_of_workers_goes_on_with_more_when_a_node_comes(nodes: Cluster) -> None:
+    """Ray Train looks every minute."""
+    coming = nodes.nodes[2]
+    coming.kill()
+    wait_for(lambda: not nodes.processes("RayTrainWorker"), "no workers")
+    job = nodes.start("growing", sets=GROWING | odd("Late"))
+    job.wait_for_step(MIDDLE)
+    assert len(nodes.processes("RayTrainWorker")) == 1
+    nodes.raise_node(coming)
+    wait_for(lambda: len(nodes.processes("RayTrainWorker")) == 2, "a second worker")
+    ended = job.end(600)
+    assert ended.code == 0, ended.err
+    assert job.steps() == list(range(1, len(job.steps()) + 1))
+    assert nodes.left() == []

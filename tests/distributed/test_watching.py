@@ -8,8 +8,9 @@ import pytest
 import ray
 from ray._private import state as ray_state
 
+from dfka_dist.config import TrainingSpec
 from dfka_dist.errors import RunFailed
-from dfka_dist.notices import Meeting, NoticeBoard
+from dfka_dist.notices import Failure, Meeting, NoticeBoard, Seat
 from dfka_dist.watching import Watch
 from distributed.conftest import Nodes
 
@@ -33,7 +34,7 @@ def is_stopped(
     """Whether workers that met are told to stop, by a driver that looks once."""
     for meeting in meetings:
         ray.get(board.meet.remote(meeting))
-    watch = Watch(board, ray.put(None), stopping, grace=1.0)
+    watch = Watch(board, ray.put(None), stopping, TrainingSpec())
     with pytest.raises(RunFailed, match="ended without a result"):
         watch.to_the_end([].append, [].append)
     stops: bool = ray.get(board.stops.remote())
@@ -41,7 +42,7 @@ def is_stopped(
 
 
 def on(*nodes: str, keeps: bool = True) -> Meeting:
-    return Meeting(frozenset(nodes), keeps)
+    return Meeting(tuple(Seat(node, "10.0.0.1") for node in nodes), keeps)
 
 
 def test_a_workers_node_that_is_drained_stops_the_run(board: ray.actor.ActorHandle) -> None:
@@ -64,3 +65,23 @@ def test_a_run_that_keeps_no_checkpoints_stops_when_the_user_says_so(
     board: ray.actor.ActorHandle,
 ) -> None:
     assert is_stopped(board, on("here", keeps=False), stopping=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("in_vain", "said"),
+    [
+        ([0, 2], "worker 0 on 10.0.0.1, worker 2 on 10.0.0.1 waited at step 7 .* for worker 1 on"),
+        ([0, 1, 2], "for others that waited too: look at the network"),
+    ],
+)
+def test_who_was_late_is_named(board: ray.actor.ActorHandle, in_vain: list[int], said: str) -> None:
+    ray.get(board.meet.remote(on("a", "b", "c")))
+    for number, rank in enumerate(in_vain):  # those behind the first are thrown out by its end
+        assert ray.get(board.fail.remote(Failure(rank, 7, waited=number == 0, story="...")))
+    watch = Watch(board, ray.put(None), lambda: False, TrainingSpec())
+    with pytest.raises(RunFailed, match=said):
+        watch.to_the_end([].append, [].append)
+
+
+def test_a_worker_that_fails_alone_is_to_be_started_again(board: ray.actor.ActorHandle) -> None:
+    assert not ray.get(board.fail.remote(Failure(0, 7, waited=False, story="closed by peer")))
