@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ def run(name: str, *arguments: str | Path, cwd: Path | None = None) -> Ended:
         finally:
             process.kill()
     return Ended(process.returncode, out, err)
+
+
+def traces() -> set[Path]:
+    """What runs may leave on a machine outside of their folders."""
+    temporary = Path(tempfile.gettempdir())
+    return {*Path("/dev/shm").iterdir(), *temporary.glob("dfka-*")}
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:

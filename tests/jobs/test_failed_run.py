@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from running import Ended, run, start
+from running import Ended, run, start, traces
 
 PATIENCE = 400
 """Seconds for a run to come to its first steps."""
@@ -67,6 +67,8 @@ class Stopped:
     """From the signal to the end."""
     left: list[psutil.Process]
     """Of what it had started."""
+    traces: set[Path]
+    """Outside of its folder."""
     how: Callable[..., None]
     checkpoints: list[str]
 
@@ -93,7 +95,7 @@ def stopped(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stopped]:
     """A run that was stopped at its first steps."""
-    place = tmp_path_factory.mktemp("stopped")
+    place, before = tmp_path_factory.mktemp("stopped"), traces()
     long = {"steps": 1_000_000, "rehearsal_steps": 0, "batch_size": 8, "report_every": 1}
     process = start(
         "amalgamate", "--config", write(place, training=long), "--output", place / "run"
@@ -110,7 +112,8 @@ def stopped(
         process.kill()
     _, left = psutil.wait_procs(started, timeout=10)
     made = [p.name for p in place.glob("run/checkpoints/checkpoint-*")]
-    yield Stopped(Ended(process.returncode, out, err), seconds, left, request.param, made)
+    ended = Ended(process.returncode, out, err)
+    yield Stopped(ended, seconds, left, traces() - before, request.param, made)
     for orphan in left:
         orphan.kill()
 
@@ -132,6 +135,10 @@ def test_a_run_that_is_stopped_ends_soon(stopped: Stopped) -> None:
 
 def test_a_run_that_is_stopped_leaves_no_process(stopped: Stopped) -> None:
     assert stopped.left == []
+
+
+def test_a_run_that_is_stopped_leaves_no_file_elsewhere(stopped: Stopped) -> None:
+    assert stopped.traces == set()
 
 
 def test_a_run_that_is_stopped_says_so_and_nothing_else(stopped: Stopped) -> None:

@@ -16,10 +16,10 @@ import pyarrow
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from running import Ended
+from running import Ended, run
 from safetensors.torch import load_file
 
 from dfka_dist import resuming
@@ -124,6 +124,22 @@ def test_a_configuration_that_is_broken_in_one_place_is_refused_in_one_line(
         file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
         ended = call("amalgamate", "--config", file, "--output", output, "--dry-run")
         assert ended.refusal.startswith("error: ") and "Traceback" not in ended.err
+        assert not output.exists()
+
+    refused()
+
+
+@pytest.mark.exhaustive
+def test_a_program_refuses_a_broken_configuration_as_its_main_does(
+    breaks: st.SearchStrategy[dict[str, Any]], tmp_path: Path
+) -> None:
+    output, file = tmp_path / "output", tmp_path / "run.yaml"
+
+    @settings(max_examples=10, deadline=None, database=None, phases=[Phase.generate])
+    @given(tree=breaks)
+    def refused(tree: dict[str, Any]) -> None:
+        file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+        assert run("amalgamate", "--config", file, "--output", output).refusal.startswith("error: ")
         assert not output.exists()
 
     refused()

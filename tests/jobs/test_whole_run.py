@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from running import Ended, keys, run
+from running import Ended, keys, run, traces
 
 from dfka_dist.config import TeacherSpec
 from dfka_dist.models.target import TargetNet
@@ -68,6 +68,8 @@ class Finished:
     config: Path
     folder: Path
     ended: Ended
+    traces: set[Path]
+    """That it left outside of its folder."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -79,8 +81,9 @@ class Finished:
 def finished(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The tiny run, with test data."""
     place = tmp_path_factory.mktemp("finished")
-    config, folder = write(place), place / "run"
-    return Finished(config, folder, run("amalgamate", "--config", config, "--output", folder))
+    config, folder, before = write(place), place / "run", traces()
+    ended = run("amalgamate", "--config", config, "--output", folder)
+    return Finished(config, folder, ended, traces() - before)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +104,17 @@ def again(
         target=tiny["target"] | {"labels": LABELS},
         losses={"distill": {"idle": 3.0}},
     )
+    before = traces()
     ended = run("amalgamate", "--config", config, cwd=place)
-    return Finished(config, place / "runs" / "tiny", ended)
+    return Finished(config, place / "runs" / "tiny", ended, traces() - before)
 
 
 def test_it_ends_with_code_0(finished: Finished) -> None:
     assert finished.ended.code == 0, finished.ended.err
+
+
+def test_it_leaves_nothing_outside_of_its_folder(finished: Finished, again: Finished) -> None:
+    assert finished.traces | again.traces == set()
 
 
 def test_it_leaves_every_file_that_is_promised(finished: Finished) -> None:
