@@ -19,6 +19,8 @@ SECONDS = 0.2
 FATAL = 30
 """Number of the batch, from 0, that ends a server or has an answer that is no number."""
 BATCHES = itertools.count()
+DIED = Path("/tmp/died")
+"""Once on a node is enough."""
 
 Act = Callable[[Tensor], Tensor]
 
@@ -50,8 +52,8 @@ def _is_fatal(images: Tensor) -> bool:
 
 
 def _dying(images: Tensor) -> Tensor:
-    if _is_fatal(images):
-        Path(f"/tmp/died-{os.getpid()}").touch()
+    if _is_fatal(images) and not DIED.exists():
+        DIED.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return images.clone()
 
