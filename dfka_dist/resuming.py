@@ -10,12 +10,13 @@ from typing import Any
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import Weights
-from dfka_dist.places import inside
+from dfka_dist.places import Place, inside
 from dfka_dist.training.identity import first_difference
 from dfka_dist.training.shelf import KEY, FolderShelf
 
 log = logging.getLogger(__name__)
 
+ARCHIVE = "training.archive"
 OWN = "checkpoints"
 """Folder of the checkpoints in the output folder, where no storage is given."""
 FREE = (
@@ -76,16 +77,25 @@ def reachable(shelf: FolderShelf | None, config: RunConfig, nodes: int) -> Folde
     several nodes keeps no checkpoints.
 
     Raises:
-        InputError: a storage is given that they do not reach.
+        InputError: a storage is given that they do not reach, or an archive.
     """
     wanted = config.training.checkpoint
-    if shelf is None or nodes == 1 or not shelf.place.is_local or wanted.shared:
+    if nodes == 1 or wanted.shared:
         return shelf
-    if wanted.storage is None:
+    if config.training.archive is not None:
+        _refuse_apart(Place(config.training.archive, ARCHIVE), ARCHIVE, nodes)
+    if shelf is not None and shelf.place.is_local and wanted.storage is None:
         log.warning("no checkpoints: %d nodes share no disk that is known (%s)", nodes, KEY)
         return None
-    what = f"{shelf} is a path on each of {nodes} nodes for itself"
-    raise InputError(KEY, what, "a pyarrow.fs URI, or training.checkpoint.shared: true")
+    if shelf is not None:
+        _refuse_apart(shelf.place, KEY, nodes)
+    return shelf
+
+
+def _refuse_apart(place: Place, key: str, nodes: int) -> None:
+    if place.is_local:
+        what = f"{place} is a path on each of {nodes} nodes for itself"
+        raise InputError(key, what, "a pyarrow.fs URI, or training.checkpoint.shared: true")
 
 
 def refuse_another(shelf: FolderShelf, own: Mapping[str, Any]) -> None:

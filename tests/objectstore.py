@@ -26,6 +26,8 @@ class ObjectStore:
         self._server = make_server(host, 0, self._weathered, threaded=True)
         self.is_unavailable: Callable[[str], bool] = lambda path: False
         """Whether a request for a path is answered with 503."""
+        self.is_forbidden: Callable[[str], bool] = lambda path: False
+        """Whether one is answered with 403."""
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.options = f"endpoint_override={host}:{self._server.port}&scheme=http&region=us-east-1"
         files, path = fs.FileSystem.from_uri(self.uri("") + "&allow_bucket_creation=true")
@@ -64,6 +66,9 @@ class ObjectStore:
     def _weathered(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
         if self.is_unavailable(environ.get("PATH_INFO", "")):
             respond("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        if self.is_forbidden(environ.get("PATH_INFO", "")):
+            respond("403 Forbidden", [("Content-Length", "0")])
             return [b""]
         answer: Iterable[bytes] = self._app(environ, respond)
         return answer

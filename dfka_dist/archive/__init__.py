@@ -4,7 +4,7 @@ An archive is a folder of shards, on a disk or at any `pyarrow.fs` URI. Every wo
 of its own; who trains a target from an archive later needs neither generator nor teachers.
 """
 
-from dfka_dist.archive.contents import ArchivedTeacher
+from dfka_dist.archive.contents import ArchivedTeacher, Contents
 from dfka_dist.archive.going_on import keep_only, refuse_another_run
 from dfka_dist.archive.reader import Archive, ArchivedBatch
 from dfka_dist.archive.writer import ArchiveWriter
@@ -15,6 +15,7 @@ __all__ = [
     "ArchiveWriter",
     "ArchivedBatch",
     "ArchivedTeacher",
+    "Contents",
     "keep_only",
     "refuse_another_run",
     "refuse_existing",

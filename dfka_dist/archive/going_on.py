@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from dfka_dist.archive.contents import shard_name
+from dfka_dist.archive.contents import Contents, shard_name
 from dfka_dist.archive.reader import footer
 from dfka_dist.places import UNREACHABLE, Place
 
@@ -19,18 +20,25 @@ def refuse_another_run(uri: str, key: str, run: str) -> None:
         InputError: it holds shards of another run, or of none, or cannot be read.
     """
     place = Place(uri, key)
-    _refuse_others(place, place.shards(), run)
+    for name in place.shards():
+        found = footer(place, name)[0].run
+        if found != run:
+            raise place.error(f"already holds an archive, of the run {found}", "another place")
 
 
-def keep_only(uri: str, key: str, run: str, counts: Sequence[int]) -> None:
+def keep_only(uri: str, key: str, contents: Contents, counts: Sequence[int], *, lost: int) -> None:
     """Remove what a run has written to its archive since a checkpoint.
 
     Args:
         key: configuration key that an error names.
-        counts: by rank, how many shards of each worker there were then.
+        contents: of the run's shards.
+        counts: by rank, how many shards of each worker there were then; none before there is a
+            checkpoint.
+        lost: steps that a run may have made before there is one.
 
     Raises:
-        InputError: some of these are not there, or others are not the run's.
+        InputError: some of these are not there, or others are not the run's, or it has come further
+            than it could without a checkpoint.
     """
     place = Place(uri, key)
     there = set(place.shards())
@@ -39,7 +47,16 @@ def keep_only(uri: str, key: str, run: str, counts: Sequence[int]) -> None:
         what = f"lacks {min(known - there)}, which this run has written"
         raise place.error(what, "the place where the run began")
     later = sorted(there - known)
-    _refuse_others(place, later, run)
+    for name in later:
+        found, told = footer(place, name)
+        if found != contents:
+            what = f"already holds an archive, of the run {found.run}"
+            if found.run == contents.run:
+                what += " with other teachers, labels or images"
+            raise place.error(what, "another place")
+        if not counts and _last_step(told) > lost:
+            what = f"holds step {_last_step(told)} of this run, of which there is no checkpoint"
+            raise place.error(what, "the storage of its checkpoints, or another place")
     for name in later:
         try:
             place.remove(name)
@@ -48,8 +65,8 @@ def keep_only(uri: str, key: str, run: str, counts: Sequence[int]) -> None:
             raise place.error(what, "a place where files can be removed") from None
 
 
-def _refuse_others(place: Place, names: Iterable[str], run: str) -> None:
-    for name in names:
-        found = footer(place, name)[0].run
-        if found != run:
-            raise place.error(f"already holds an archive, of the run {found}", "another place")
+def _last_step(told: Any) -> int:
+    """The last step of a shard, by its footer."""
+    column = told.schema.to_arrow_schema().get_field_index("step")
+    groups = (told.row_group(index) for index in range(told.num_row_groups))
+    return max(int(group.column(column).statistics.max) for group in groups)

@@ -221,7 +221,9 @@ class Archive:
         names = list(kinds.names or ())
         try:
             with self._place.open(group.shard) as stream:
-                file = parquet.ParquetFile(stream, metadata=group.footer)
+                file = parquet.ParquetFile(
+                    stream, metadata=group.footer, page_checksum_verification=True
+                )
                 table = file.read_row_group(group.number, columns=names).combine_chunks()
         except UNREACHABLE as error:
             raise self._place.unreachable(error, group.shard) from None
@@ -246,7 +248,7 @@ def footer(place: Place, name: str) -> tuple[Contents, Any]:
     """
     try:
         with place.open(name) as stream:
-            file = parquet.ParquetFile(stream)
+            file = parquet.ParquetFile(stream, page_checksum_verification=True)
             schema, found = file.schema_arrow, file.metadata
     except UNREACHABLE as error:
         what = f"{name} is truncated or no Parquet file: {place.plain(error)}"

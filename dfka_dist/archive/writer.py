@@ -14,7 +14,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from dfka_dist.archive.contents import ArchivedTeacher, Contents, logits_of, shard_name, shards_of
+from dfka_dist.archive.contents import Contents, logits_of, shard_name, shards_of
 from dfka_dist.errors import RunFailed
 from dfka_dist.places import UNREACHABLE, Place
 
@@ -32,9 +32,7 @@ class ArchiveWriter:
 
     Args:
         uri: absolute path or `pyarrow.fs` URI of a folder, which is made if need be.
-        run: the run's name. All workers of a run say the same of run, teachers, labels and shape.
-        labels: names of the columns of `asked_for`.
-        shape: (C, H, W) of the images.
+        contents: what its shards say of themselves; all workers of a run say the same.
         rank: of this worker.
         shards: that it has written and goes on behind.
 
@@ -47,17 +45,14 @@ class ArchiveWriter:
     def __init__(
         self,
         uri: str,
+        contents: Contents,
         *,
-        run: str,
-        teachers: Sequence[ArchivedTeacher],
-        labels: Sequence[str],
-        shape: tuple[int, int, int],
         rank: int = 0,
         shards: int = 0,
         rows_per_shard: int = 2**15,
     ) -> None:
         assert rows_per_shard > 0
-        self._contents = Contents(run=run, teachers=[*teachers], labels=[*labels], shape=shape)
+        self._contents = contents
         self._rows_per_shard = rows_per_shard
         self._rows_per_group = min(_GROUP_ROWS, self._contents.rows_in(_GROUP_BYTES))
         self._rank = rank
@@ -170,6 +165,7 @@ class _Shard:
             compression="zstd",
             compression_level=1,
             use_dictionary=["asked.list.element"],
+            write_page_checksum=True,
         )
 
     def write(self, group: Any) -> None:

@@ -46,9 +46,11 @@ class Archiving:
         """See `Held`."""
         assert self._writer is not None
         self._writer.close()
-        write_json(writing.under(name) / f"{writing.rank}.json", {"shards": self._writer.shards})
+        # More workers than there are now may have written before.
+        own = {"shards": self._writer.shards, "others": self._counts[writing.size :]}
+        write_json(writing.under(name) / f"{writing.rank}.json", own)
 
     def restore(self, reading: Reading, name: str) -> None:
         """See `Held`."""
         told = [read_json(reading.folder / name / f"{r}.json") for r in range(reading.workers)]
-        self._counts = [int(each["shards"]) for each in told]
+        self._counts = [int(each["shards"]) for each in told] + list(told[0]["others"])

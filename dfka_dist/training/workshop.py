@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, keep_only
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, Contents, keep_only
 from dfka_dist.config import LossWeights, RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.filters import Shape
@@ -184,20 +185,18 @@ class Workshop:
             ArchivedTeacher(name=n, task=d.spec.task, labels=d.spec.labels, sha256=d.sha256)
             for n, d in self.teachers.descriptions.items()
         ]
-        run, rank = self.config.run.name, rank_and_size()[0]
-
-        def writer(shards: int) -> ArchiveWriter:
-            return ArchiveWriter(
-                uri,
-                run=run,
-                teachers=teachers,
-                labels=design.labels,
-                shape=(image.channels, image.size, image.size),
-                rank=rank,
-                shards=shards,
-            )
-
-        archiving = Archiving(partial(keep_only, uri, ARCHIVE, run), writer)
+        contents = Contents(
+            run=self.config.run.name,
+            teachers=teachers,
+            labels=design.labels,
+            shape=(image.channels, image.size, image.size),
+        )
+        rank = rank_and_size()[0]
+        lost = self.config.training.checkpoint.every or sys.maxsize
+        archiving = Archiving(
+            partial(keep_only, uri, ARCHIVE, contents, lost=lost),
+            lambda shards: ArchiveWriter(uri, contents, rank=rank, shards=shards),
+        )
         if self.ledger.began_without("archive"):
             raise InputError(ARCHIVE, "the run began without one", "leave it out, or begin anew")
         self.ledger.hold("archive", archiving)

@@ -32,6 +32,7 @@ SHORT = {
     "training.batch_size": 16,
     "training.workers": 2,
     "training.threads": 1,
+    "training.worker_cpus": 2,
     "training.probe_images": 64,
     "training.memory_megabytes": 4,
     "training.candidates": 2,
@@ -39,7 +40,8 @@ SHORT = {
     "training.report_every": 1,
     "serving.cpus": 0.5,
 }
-"""What makes the digits preset a run of half a minute, by two workers."""
+"""What makes the digits preset a run of half a minute, by two workers, each on a node of its own:
+both teachers and one of them on one node, the other on the other."""
 SOON_DEAD = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -97,6 +99,12 @@ class Job:
         place = self.node.path(f"{self.folder}/metrics.jsonl")
         lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
         return [json.loads(line)["global_step"] for line in lines if line.endswith("}")]
+
+    def loss(self) -> float:
+        """What distillation lost last."""
+        place = self.node.path(f"{self.folder}/metrics.jsonl")
+        told = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+        return float(told[-1]["losses"]["distill"])
 
     def wait_for_step(self, step: int) -> None:
         """Until it tells of a step."""
@@ -192,8 +200,24 @@ class Cluster:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Of a name, on all nodes, in the order of their start."""
-        found = [p for node in self.nodes for p in node.processes() if title in _title(p)]
+        found = [p for node in self.nodes for p in self.on(node, title)]
         return sorted(found, key=lambda process: process.create_time())
+
+    @property
+    def near(self) -> Node:
+        """Where the teachers of the run that goes on are, and one of its workers."""
+        return next(node for node in self.nodes if self.on(node, "ray::TeacherServer"))
+
+    @property
+    def far(self) -> Node:
+        """Where the other worker is, and nothing else."""
+        (far,) = [node for node in self.nodes[1:] if node is not self.near]
+        assert self.on(far, "RayTrainWorker")
+        return far
+
+    def on(self, node: Node, title: str) -> list[psutil.Process]:
+        """Processes of a name on a node."""
+        return [process for process in node.processes() if title in _title(process)]
 
     def left(self, *, killed: bool = False) -> list[str]:
         """What runs have left on the nodes: processes, actors, placement groups, and files in

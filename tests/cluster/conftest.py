@@ -27,6 +27,8 @@ def nodes() -> Iterator[Cluster]:
 def undisturbed(nodes: Cluster) -> Job:
     """A run that is over."""
     job = nodes.start("undisturbed")
+    job.wait_for_step(5)
+    assert nodes.near is not nodes.far, "all that workers say to each other crosses a wire"
     ended = job.end()
     assert ended.code == 0, ended.err
     assert nodes.left() == []

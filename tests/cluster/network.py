@@ -17,6 +17,8 @@ import psutil
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUBNET = "10.213.7"
 BRIDGE, BRIDGE_ADDRESS = "dfka-br", f"{SUBNET}.1"
+DISK, DISK_MEGABYTES = "/run/dfka-disk", 50
+"""Small, and shared by all nodes: for one checkpoint of a run here, and not for two."""
 PRIVATE = ("/tmp", "/root", "/dev/shm")
 EXTENSIONS = Path.home() / ".cache" / "torch_extensions"
 """What DeepSpeed has compiled; every node has a copy, as every pod has an image."""
@@ -94,11 +96,6 @@ class Node:
         own, held = _namespace(self._pid), (self._pid, self._holder.pid)
         return [p for p in psutil.process_iter() if p.pid not in held and _namespace(p.pid) == own]
 
-    def add_disk(self, place: str, megabytes: int) -> None:
-        """A new disk of a size, until the node ends."""
-        _do(*self.command("mkdir", "-p", place))
-        _do(*self.command("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place))
-
     def kill(self) -> None:
         """Let everything that runs there die at once; the node can be used again."""
         for process in self.processes():
@@ -160,6 +157,10 @@ def network(nodes: int) -> Iterator[list[Node]]:
     """So many nodes, joined by a bridge whose address `BRIDGE_ADDRESS` is this process's."""
     made: list[Node] = []
     subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
+    subprocess.run(["umount", DISK], capture_output=True)
+    Path(DISK).mkdir(exist_ok=True)
+    # Before there are nodes, which have it from here.
+    _do("mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", DISK)
     _do("ip", "link", "add", BRIDGE, "type", "bridge")
     try:
         _do("ip", "address", "add", f"{BRIDGE_ADDRESS}/24", "dev", BRIDGE)
@@ -171,6 +172,7 @@ def network(nodes: int) -> Iterator[list[Node]]:
         for node in made:
             node.remove()
         _do("ip", "link", "del", BRIDGE)
+        _do("umount", DISK)
 
 
 def _shared() -> list[Path]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
 from cluster import PATIENCE, Cluster, Job, wait_for
+from network import DISK, Node
 
 MIDDLE = 15
 """A step between the second checkpoint and the third."""
-SMALL = 30
-"""Megabytes for one checkpoint of a run here, and not for two."""
 GROWING = {"training.workers": "{min: 1, max: 2}", "training.steps": 300}
 """What makes a run long enough for Ray Train to look for more room."""
 
@@ -21,19 +21,30 @@ GROWING = {"training.workers": "{min: 1, max: 2}", "training.steps": 300}
 def _fair_weather(nodes: Cluster) -> Iterator[None]:
     nodes.sweep()
     yield
-    nodes.store.is_unavailable = lambda path: False
+    nodes.store.is_unavailable = nodes.store.is_forbidden = lambda path: False
     for job in nodes.jobs:
         if job.process.poll() is None:
             job.signal(signal.SIGKILL)
 
 
-def as_undisturbed(job: Job, undisturbed: Job, nodes: Cluster, seconds: float = PATIENCE) -> None:
-    """Wait for its end, and compare."""
+def as_undisturbed(
+    job: Job,
+    undisturbed: Job,
+    nodes: Cluster,
+    seconds: float = PATIENCE,
+    *,
+    killed: bool = True,
+) -> None:
+    """Wait for its end, and compare.
+
+    Args:
+        killed: some of its processes were.
+    """
     ended = job.end(seconds)
     assert ended.code == 0, ended.err
     assert job.network() == undisturbed.network()
     assert job.steps() == undisturbed.steps()
-    assert nodes.left(killed=True) == []
+    assert nodes.left(killed=killed) == []
 
 
 def odd(name: str) -> dict[str, str]:
@@ -69,11 +80,23 @@ def test_a_run_that_is_stopped_and_killed_goes_on_elsewhere_from_what_is_whole(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("title", ["ray::TeacherServer", "RayTrainWorker"])
-def test_a_process_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job, title: str) -> None:
-    job = nodes.start(f"killed-{title[-6:]}")
+def test_a_server_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job) -> None:
+    job = nodes.start("killed-server")
     job.wait_for_step(MIDDLE)
-    nodes.processes(title)[0].kill()
+    nodes.processes("ray::TeacherServer")[0].kill()
+    as_undisturbed(job, undisturbed, nodes)
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_is_killed_is_replaced_while_the_teachers_stay(
+    nodes: Cluster, undisturbed: Job
+) -> None:
+    job = nodes.start("killed-worker")
+    job.wait_for_step(MIDDLE)
+    servers = {process.pid for process in nodes.processes("ray::TeacherServer")}
+    nodes.processes("RayTrainWorker")[0].kill()
+    job.wait_for_step(MIDDLE + 5)
+    assert servers == {process.pid for process in nodes.processes("ray::TeacherServer")}
     as_undisturbed(job, undisturbed, nodes)
 
 
@@ -90,15 +113,21 @@ def test_a_server_that_dies_at_its_work_is_asked_again(
         place.unlink(missing_ok=True)
 
 
-def test_a_worker_that_is_late_is_named_when_the_others_give_up(nodes: Cluster) -> None:
+def test_a_worker_that_is_late_is_named_when_the_others_give_up(
+    nodes: Cluster, undisturbed: Job
+) -> None:
     """It is frozen, as by a device that hangs, and removed with all that the run had."""
     job = nodes.start("frozen", sets={"training.timeout": 5})
     job.wait_for_step(MIDDLE)
-    late = nodes.processes("RayTrainWorker")[-1]
-    late.suspend()
+    late = nodes.far
+    nodes.on(late, "RayTrainWorker")[0].suspend()
     ended = job.end()
-    assert ended.code == 3 and "longer than training.timeout (5 s) for worker" in ended.err
-    assert nodes.left() == []
+    assert ended.code == 3
+    said = rf"longer than training.timeout \(5 s\) for worker \d on {late.address} \("
+    assert re.search(said, ended.err), ended.err
+    assert nodes.left(killed=True) == []
+    again = nodes.start("frozen", "--resume")
+    as_undisturbed(again, undisturbed, nodes)
 
 
 @pytest.mark.exhaustive
@@ -119,34 +148,45 @@ def test_a_worker_that_dies_while_it_saves_leaves_the_checkpoint_before(
     as_undisturbed(job, undisturbed, nodes)
 
 
+@pytest.mark.parametrize("which", ["far", pytest.param("near", marks=pytest.mark.exhaustive)])
 def test_a_node_that_is_lost_and_comes_back_costs_no_more_than_time(
-    nodes: Cluster, undisturbed: Job
+    nodes: Cluster, undisturbed: Job, which: str
 ) -> None:
-    job, lost = nodes.start("node-lost"), nodes.nodes[2]
+    """A worker's, and the teachers'."""
+    job = nodes.start(f"{which}-lost")
     job.wait_for_step(MIDDLE)
+    lost: Node = getattr(nodes, which)
     lost.kill()
     nodes.raise_node(lost)
     as_undisturbed(job, undisturbed, nodes)
 
 
 @pytest.mark.exhaustive
-def test_a_storage_that_fails_costs_one_checkpoint(nodes: Cluster, undisturbed: Job) -> None:
-    nodes.store.is_unavailable = lambda path: "checkpoint-000000018/run.json" in path
-    job = nodes.start("unavailable")
-    as_undisturbed(job, undisturbed, nodes)
+@pytest.mark.parametrize("answer", ["is_unavailable", "is_forbidden"])
+def test_a_storage_that_fails_costs_one_checkpoint(
+    nodes: Cluster, undisturbed: Job, answer: str
+) -> None:
+    """By 503, and by 403 as for a credential that has ended."""
+    setattr(nodes.store, answer, lambda path: "checkpoint-000000018/run.json" in path)
+    job = nodes.start(answer.removeprefix("is_"))
+    as_undisturbed(job, undisturbed, nodes, killed=False)
     assert "no checkpoint at step 18" in job.log()
 
 
 @pytest.mark.exhaustive
 def test_a_disk_that_is_full_costs_checkpoints_alone(nodes: Cluster, undisturbed: Job) -> None:
-    """The first one fits."""
-    for node in nodes.nodes:
-        node.add_disk("/tmp/small", megabytes=SMALL)
-    kept = {"training.checkpoint.storage": "/tmp/small", "training.checkpoint.shared": "true"}
+    """The first one fits, and it is what the run goes on from."""
+    kept = {"training.checkpoint.storage": DISK, "training.checkpoint.shared": "true"}
     job = nodes.start("full", sets=kept)
-    as_undisturbed(job, undisturbed, nodes)
+    job.wait_for_step(MIDDLE)
+    job.signal(signal.SIGKILL)
+    job.end()
     assert "no checkpoint at step 12" in job.log() and "No space left" in job.log()
     assert "no checkpoint at step 6" not in job.log()
+    again = nodes.start("full", "--resume", sets=kept)
+    again.wait_for_step(7)
+    as_undisturbed(again, undisturbed, nodes)
+    assert "passing over" not in again.log() and "no checkpoint at step 6" not in again.log()
 
 
 @pytest.mark.exhaustive
@@ -158,29 +198,31 @@ def test_a_server_that_dies_while_it_starts_is_replaced(nodes: Cluster, undistur
 
 
 @pytest.mark.exhaustive
-def test_ctrl_c_while_a_checkpoint_is_saved_keeps_one_that_is_whole(
-    nodes: Cluster, undisturbed: Job
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_checkpoint_is_saved_keeps_one_that_is_whole(
+    nodes: Cluster, undisturbed: Job, number: signal.Signals
 ) -> None:
-    job = nodes.start("interrupted")
+    name = f"interrupted-{number.name.lower()}"
+    job = nodes.start(name)
     told: list[str] = []
 
     def interrupt(path: str) -> bool:
         if "checkpoint-000000018/generator" in path and not told:
             told.append(path)
-            job.signal(signal.SIGINT)
+            job.signal(number)
         return False
 
     nodes.store.is_unavailable = interrupt
     ended = job.end()
     assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
     assert nodes.left() == []
-    as_undisturbed(nodes.start("interrupted", "--resume"), undisturbed, nodes)
+    as_undisturbed(nodes.start(name, "--resume"), undisturbed, nodes, killed=False)
 
 
 @pytest.mark.exhaustive
 def test_a_teacher_that_answers_late_changes_nothing(nodes: Cluster, undisturbed: Job) -> None:
     job = nodes.start("late", sets=odd("Late"))
-    as_undisturbed(job, undisturbed, nodes)
+    as_undisturbed(job, undisturbed, nodes, killed=False)
 
 
 @pytest.mark.exhaustive
@@ -196,8 +238,9 @@ def test_a_node_that_is_told_to_leave_makes_the_run_keep_itself(
     nodes: Cluster, undisturbed: Job
 ) -> None:
     """By what a pod does before it is stopped."""
-    job, leaving = nodes.start("drained"), nodes.nodes[2]
+    job = nodes.start("drained")
     job.wait_for_step(MIDDLE)
+    leaving = nodes.far
     env = nodes.env | {"RAY_ADDRESS": nodes.address}
     told = leaving.start(sys.executable, "cluster/leave.py", "60", env=env)
     ended = job.end()
@@ -208,32 +251,48 @@ def test_a_node_that_is_told_to_leave_makes_the_run_keep_itself(
     as_undisturbed(nodes.start("drained", "--resume"), undisturbed, nodes)
 
 
+@pytest.fixture
+def spare(nodes: Cluster) -> Iterator[Node]:
+    """A node that is there again afterwards."""
+    node = nodes.nodes[2]
+    yield node
+    node.kill()
+    nodes.raise_node(node)
+
+
+def workers(nodes: Cluster) -> int:
+    return len(nodes.processes("RayTrainWorker"))
+
+
 @pytest.mark.exhaustive
 def test_a_range_of_workers_goes_on_with_fewer_when_a_node_is_lost(
-    nodes: Cluster, undisturbed: Job
+    nodes: Cluster, undisturbed: Job, spare: Node
 ) -> None:
-    job = nodes.start("elastic", sets={"training.workers": "{min: 1, max: 2}"})
+    job = nodes.start("shrinking", sets={"training.workers": "{min: 1, max: 2}"})
     job.wait_for_step(MIDDLE)
-    lost = nodes.nodes[2]
-    lost.kill()
+    assert workers(nodes) == 2
+    spare.kill()
+    job.wait_for_step(MIDDLE + 5)
+    assert workers(nodes) == 1
     ended = job.end()
-    nodes.raise_node(lost)
     assert ended.code == 0, ended.err
     assert job.steps() == undisturbed.steps()
+    assert job.loss() == pytest.approx(undisturbed.loss(), rel=0.2)
     assert nodes.left(killed=True) == []
 
 
 @pytest.mark.exhaustive
-def test_a_range_of_workers_goes_on_with_more_when_a_node_comes(nodes: Cluster) -> None:
+def test_a_range_of_workers_goes_on_with_more_when_a_node_comes(
+    nodes: Cluster, spare: Node
+) -> None:
     """Ray Train looks every minute."""
-    coming = nodes.nodes[2]
-    coming.kill()
-    wait_for(lambda: not nodes.processes("RayTrainWorker"), "no workers")
+    spare.kill()
+    wait_for(lambda: not workers(nodes), "no workers")
     job = nodes.start("growing", sets=GROWING | odd("Late"))
     job.wait_for_step(MIDDLE)
-    assert len(nodes.processes("RayTrainWorker")) == 1
-    nodes.raise_node(coming)
-    wait_for(lambda: len(nodes.processes("RayTrainWorker")) == 2, "a second worker")
+    assert workers(nodes) == 1
+    nodes.raise_node(spare)
+    wait_for(lambda: workers(nodes) == 2, "a second worker")
     ended = job.end(600)
     assert ended.code == 0, ended.err
     assert job.steps() == list(range(1, len(job.steps()) + 1))

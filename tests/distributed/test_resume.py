@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import parquet
 
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, Contents
 from dfka_dist.errors import InputError, Interrupted, NotKept, RunFailed
+from dfka_dist.training.archiving import Archiving
+from dfka_dist.training.checkpoint import Reading, Writing, write_json
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.shelf import FolderShelf
@@ -155,6 +158,31 @@ def test_an_archive_goes_on_with_the_run_that_writes_it(run: Run, tmp_path: Path
     names = [p.name for p in sorted((tmp_path / "struck").iterdir())]
     assert names == [p.name for p in sorted((tmp_path / "undisturbed").iterdir())]
     assert rows(tmp_path / "struck") == rows(tmp_path / "undisturbed")
+
+
+def test_shards_of_more_workers_than_there_are_now_stay(tmp_path: Path) -> None:
+    """Two have written, then one; and one goes on from there."""
+    teacher = ArchivedTeacher(name="one", task="multi_label", labels=["a"], sha256="1f")
+    about = Contents(run="x", teachers=[teacher], labels=["a"], shape=(1, 2, 2))
+    kept: list[Sequence[int]] = []
+    for rank, count in enumerate((1, 2)):
+        write_json(under(tmp_path / "0") / f"{rank}.json", {"shards": count, "others": []})
+    for number, workers in enumerate((2, 1)):
+        place = str(tmp_path / f"archive-{number}")
+        archiving = Archiving(
+            kept.append, lambda count, to=place: ArchiveWriter(to, about, shards=count)
+        )
+        read = tmp_path / str(number)
+        archiving.restore(Reading(read, read, {"workers": workers}, {}, read), "archive")
+        writing = Writing(tmp_path / str(number + 1), tmp_path / "lasting", 0, 1, {})
+        with archiving.writing(0):
+            archiving.save(writing, "archive")
+    assert kept == [[1, 2], [1, 2]]
+
+
+def under(place: Path) -> Path:
+    (place / "archive").mkdir(parents=True, exist_ok=True)
+    return place / "archive"
 
 
 def test_a_run_does_not_go_on_without_what_it_had_archived(run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from running import Ended, run
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from dfka_dist.archive import ArchivedTeacher, ArchiveWriter
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, Contents
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
@@ -312,7 +312,8 @@ def test_a_budget_that_no_branching_meets(refused: Refused) -> None:
 def test_an_archive_of_other_teachers(refused: Refused, tmp_path: Path) -> None:
     place = tmp_path / "archive"
     teacher = ArchivedTeacher(name="other", task="multi_label", labels=["a"], sha256="0" * 64)
-    writer = ArchiveWriter(str(place), run="x", teachers=[teacher], labels=["a"], shape=(1, 16, 16))
+    about = Contents(run="x", teachers=[teacher], labels=["a"], shape=(1, 16, 16))
+    writer = ArchiveWriter(str(place), about)
     with writer:
         writer.add(
             step=0,

@@ -23,7 +23,7 @@ from running import Ended, run
 from safetensors.torch import load_file
 
 from dfka_dist import resuming
-from dfka_dist.archive import ArchivedTeacher, ArchiveWriter
+from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, Contents
 from dfka_dist.loading import dump, load
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.training.checkpoint import Writing
@@ -319,8 +319,8 @@ def shard(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
         for t in tiny["teachers"]
     ]
     labels = [label for teacher in teachers for label in teacher.labels]
-    about = {"run": "tiny", "teachers": teachers, "labels": labels, "shape": (1, 16, 16)}
-    with ArchiveWriter(str(place), **about) as writer:
+    about = Contents(run="tiny", teachers=teachers, labels=labels, shape=(1, 16, 16))
+    with ArchiveWriter(str(place), about) as writer:
         writer.add(
             step=0,
             first_column=0,

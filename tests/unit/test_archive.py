@@ -23,6 +23,7 @@ from dfka_dist.archive import (
     ArchivedBatch,
     ArchivedTeacher,
     ArchiveWriter,
+    Contents,
     keep_only,
     refuse_another_run,
     refuse_existing,
@@ -39,9 +40,14 @@ LABELS = ["d", "a", "b"]
 KEY = "training.from_archive"
 
 
-def writer(place: object, **changes: Any) -> ArchiveWriter:
+def contents(**changes: Any) -> Contents:
     about = {"run": "test", "teachers": [FIRST, SECOND], "labels": LABELS, "shape": SHAPE}
-    return ArchiveWriter(str(place), **(about | changes))
+    return Contents(**(about | changes))
+
+
+def writer(place: object, **changes: Any) -> ArchiveWriter:
+    about = {key: changes.pop(key) for key in Contents.model_fields.keys() & changes.keys()}
+    return ArchiveWriter(str(place), contents(**about), **changes)
 
 
 def made(step: int, count: int, shape: tuple[int, int, int] = SHAPE) -> dict[str, Any]:
@@ -238,29 +244,70 @@ def test_a_second_writer_of_the_same_worker_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: writer(tmp_path)).key == "training.archive"
 
 
+def kept(place: Path, counts: Sequence[int], lost: int = 200, **changes: Any) -> None:
+    keep_only(str(place), KEY, contents(**changes), counts, lost=lost)
+
+
 def test_what_a_run_wrote_after_its_checkpoint_is_removed(tmp_path: Path) -> None:
     filled(tmp_path, [2], rank=0)
     filled(tmp_path, [3], rank=1)
-    keep_only(str(tmp_path), KEY, "test", [0, 1])
+    kept(tmp_path, [0, 1])
     assert shards(tmp_path) == ["part-00001-00000.parquet"]
-    keep_only(str(tmp_path), KEY, "test", [])
+    kept(tmp_path, [])
     assert shards(tmp_path) == []
 
 
-def test_what_another_run_wrote_is_refused_and_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"run": "another"}, {"teachers": [FIRST]}, {"labels": ["d"]}])
+def test_what_is_of_another_run_is_refused_and_stays(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     filled(tmp_path, [2])
-    said = "already holds an archive, of the run test"
-    assert said in refusal(lambda: keep_only(str(tmp_path), KEY, "another", [])).what
-    assert said in refusal(lambda: refuse_another_run(str(tmp_path), KEY, "another")).what
-    refuse_another_run(str(tmp_path), KEY, "test")
+    said = refusal(lambda: kept(tmp_path, [], **change)).what
+    assert "already holds an archive, of the run test" in said
+    assert ("with other teachers, labels or images" in said) == ("run" not in change)
     assert len(Archive.open(str(tmp_path), KEY)) == 2
+
+
+def test_only_the_run_that_wrote_it_goes_on_with_an_archive(tmp_path: Path) -> None:
+    filled(tmp_path, [2])
+    refuse_another_run(str(tmp_path), KEY, "test")
+    error = refusal(lambda: refuse_another_run(str(tmp_path), KEY, "another"))
+    assert error.what.endswith("already holds an archive, of the run test")
+
+
+def test_what_needs_a_checkpoint_that_is_not_there_is_refused_and_stays(tmp_path: Path) -> None:
+    filled(tmp_path, [2, 2, 2])
+    error = refusal(lambda: kept(tmp_path, [], lost=1))
+    assert "holds step 2 of this run, of which there is no checkpoint" in error.what
+    assert len(Archive.open(str(tmp_path), KEY)) == 6
+    kept(tmp_path, [], lost=2)
 
 
 def test_a_shard_that_a_checkpoint_knows_of_and_is_gone_is_named(tmp_path: Path) -> None:
     filled(tmp_path, [2])
-    error = refusal(lambda: keep_only(str(tmp_path), KEY, "test", [2]))
+    error = refusal(lambda: kept(tmp_path, [2]))
     assert "lacks part-00000-00001.parquet" in error.what
     assert shards(tmp_path) == ["part-00000-00000.parquet"]
+
+
+def test_a_byte_of_a_row_that_is_another_is_refused_or_means_nothing(tmp_path: Path) -> None:
+    filled(tmp_path / "good", [40])
+    good = (tmp_path / "good" / "part-00000-00000.parquet").read_bytes()
+    footer = int.from_bytes(good[-8:-4], "little") + 8
+    (before,) = taken(Archive.open(str(tmp_path / "good"), KEY), 1, size=40)
+    bad = tmp_path / "part-00000-00000.parquet"
+    refused = 0
+    places = range(4, len(good) - footer, 37)
+    for place in places:
+        bad.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            (after,) = taken(Archive.open(str(tmp_path), KEY), 1, size=40)
+        except InputError as error:
+            refused += "part-00000-00000.parquet cannot be read" in error.what
+        else:
+            assert after.images.equal(before.images) and after.homes.equal(before.homes)
+            assert all(after.logits[name].equal(said) for name, said in before.logits.items())
+    assert refused > len(places) / 2
 
 
 def test_a_worker_may_begin_after_others_have_written(tmp_path: Path) -> None:

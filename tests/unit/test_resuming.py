@@ -63,11 +63,18 @@ def test_an_identity_names_no_place(make: MakeConfig) -> None:
     assert "secret" not in str(identity(config)) and "weights" not in str(identity(config))
 
 
-@pytest.mark.parametrize("training", [{"checkpoint": {"every": 0}}, {"archive": "/somewhere"}])
-def test_a_run_may_keep_no_checkpoints(
-    make: MakeConfig, tmp_path: Path, training: dict[str, Any]
-) -> None:
-    assert resuming.shelf_of(make(training=training), tmp_path, {}) is None
+def test_a_run_may_keep_no_checkpoints(make: MakeConfig, tmp_path: Path) -> None:
+    config = make(training={"checkpoint": {"every": 0}})
+    assert resuming.shelf_of(config, tmp_path, {}) is None
+
+
+def test_an_archive_that_only_one_of_several_nodes_reaches_is_refused(make: MakeConfig) -> None:
+    config = make(training={"archive": "/somewhere", "checkpoint": {"every": 0}})
+    assert resuming.reachable(None, config, 1) is None
+    with pytest.raises(InputError, match=r"training\.archive: /somewhere is a path on each of 2"):
+        resuming.reachable(None, config, 2)
+    shared = {"archive": "/somewhere", "checkpoint": {"shared": True}}
+    assert resuming.reachable(None, make(training=shared), 2) is None
 
 
 def test_checkpoints_lie_with_the_results_or_in_the_storage_by_the_run_s_name(
