@@ -118,7 +118,7 @@ def warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
     if training.recipe == "paper" and config.losses.link and not config.losses.group:
         yield (
             "losses.link: the features of eq. 15 mean nothing without losses.group, which is 0; "
-            "the preset paper has all of the paper's weights"
+            "the preset paper has one"
         )
     if config.is_teacherless and config.evaluations:
         yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
