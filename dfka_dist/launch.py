@@ -18,7 +18,7 @@ import torch
 import yaml
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from dfka_dist import machine, resuming
 from dfka_dist.config import RunConfig
@@ -35,6 +35,7 @@ from dfka_dist.training.outcome import Outcome
 from dfka_dist.training.probe import Contest
 from dfka_dist.training.shelf import FolderShelf
 from dfka_dist.watching import Watch
+from dfka_dist.wires import OwnInterface
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> T
             failure_config=FailureConfig(max_failures=config.training.max_failures),
             worker_runtime_env={"env_vars": _environment(config)},
         ),
-        torch_config=TorchConfig(
+        torch_config=OwnInterface(
             backend="nccl" if config.training.worker_gpus else "gloo",
             timeout_s=int(config.training.timeout),
         ),

@@ -83,6 +83,7 @@ SEAMS = {
         "launch",
         "clusters",
         "notices",
+        "wires",
         "watching",
         *(f"tuning/{m}" for m in ("trial", "listening", "sweep")),
         *(f"teachers/{m}" for m in ("server", "served", "routing", "answers", "pool", "meters")),
