@@ -77,7 +77,7 @@ def rooms(*modules: str) -> set[str]:
 
 
 SEAMS = {
-    "ray.train": rooms("launch"),
+    "ray.train": rooms("launch", "wires"),
     "ray.tune": rooms(*(f"tuning/{m}" for m in ("trial", "sampling", "listening", "sweep"))),
     "ray": rooms(
         "launch",
