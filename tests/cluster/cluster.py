@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,8 +262,9 @@ def cluster() -> Iterator[Cluster]:
             "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests' / 'cluster'}",
         }  # fmt: skip
         made = Cluster(nodes, store, env)
-        for node in nodes:
-            made.raise_node(node)
+        made.raise_node(made.head)
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(made.raise_node, nodes[1:]))
         yield made
         store.stop()
 
