@@ -1,4 +1,4 @@
-"""What the operators check, KubeRay's and Kueue's, and their schemas do not say."""
+"""What KubeRay's operator checks, and its schemas do not say."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 import schemas
-from reading import Manifest, asked, clusters, groups, of_kind, quotas
+from reading import Manifest, clusters, groups, of_kind
 from registry import rule
 
 _DNS_1035 = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+TOKEN = "dfka-ray-token"
 _LONGEST = {"RayCluster": 53, "RayJob": 47}
 """KubeRay's MaxRayClusterNameLength, and less the six characters that a job's cluster adds."""
 
@@ -23,10 +24,14 @@ def fits_kuberays_schemas(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 @rule
 def token_needs_a_new_enough_ray(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """`authOptions.mode: token` needs a rayVersion of 2.52 or later, and we always want a token."""
+    """`authOptions.mode: token` needs a rayVersion of 2.52 or later, and we always want a token, of
+    a Secret that is made before: KubeRay's own would be another one for each cluster."""
     for name, cluster in clusters(manifests):
-        if cluster.get("authOptions", {}).get("mode") != "token":
+        given = cluster.get("authOptions", {})
+        if given.get("mode") != "token":
             yield f"{name}: anybody who reaches the dashboard can run code there"
+        if given.get("secretName") != TOKEN:
+            yield f"{name}: its token is not that of the Secret {TOKEN}"
         version = re.match(r"(\d+)\.(\d+)", cluster.get("rayVersion", ""))
         if version is None or (int(version[1]), int(version[2])) < (2, 52):
             yield f"{name}: rayVersion {cluster.get('rayVersion')} knows no token"
@@ -52,41 +57,6 @@ def replicas_are_in_order(manifests: Sequence[Manifest]) -> Iterator[str]:
             low, now, high = (group.get(k, 0) for k in ("minReplicas", "replicas", "maxReplicas"))
             if not low <= now <= high:
                 yield f"{name}/{group['groupName']}: {low} <= {now} <= {high}"
-
-
-@rule
-def who_is_deleted_or_suspended_shuts_down(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """A TTL and suspend need shutdownAfterJobFinishes; deletionRules exclude it."""
-    for job in of_kind(manifests, "RayJob"):
-        name, spec = job["metadata"]["name"], job["spec"]
-        shuts = spec.get("shutdownAfterJobFinishes", False)
-        ruled = "deletionRules" in spec.get("deletionStrategy", {})
-        if not shuts and (spec.get("ttlSecondsAfterFinished", 0) or spec.get("suspend")):
-            yield f"{name}: a TTL or suspend without shutdownAfterJobFinishes"
-        if shuts and ruled:
-            yield f"{name}: deletionRules beside shutdownAfterJobFinishes"
-        if not shuts and not ruled:
-            yield f"{name}: nothing ever deletes its cluster"
-
-
-@rule
-def deletion_rules_agree(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """One of a kind; workers before the cluster before the job; no workers of an autoscaler."""
-    order = ["DeleteWorkers", "DeleteCluster", "DeleteSelf"]
-    for job in of_kind(manifests, "RayJob"):
-        name, spec = job["metadata"]["name"], job["spec"]
-        ruled = spec.get("deletionStrategy", {}).get("deletionRules", [])
-        grows = spec["rayClusterSpec"].get("enableInTreeAutoscaling")
-        for status in {each["condition"].get("jobStatus") for each in ruled}:
-            mine = [each for each in ruled if each["condition"].get("jobStatus") == status]
-            seconds = {each["policy"]: each["condition"].get("ttlSeconds", 0) for each in mine}
-            if len(seconds) < len(mine):
-                yield f"{name}: two rules of a kind for {status}"
-            times = [seconds[policy] for policy in order if policy in seconds]
-            if times != sorted(times):
-                yield f"{name}: {status} deletes the whole before its parts"
-            if grows and "DeleteWorkers" in seconds:
-                yield f"{name}: DeleteWorkers is not for clusters that grow"
 
 
 @rule
@@ -126,21 +96,13 @@ def groups_are_told_apart_by_labels(manifests: Sequence[Manifest]) -> Iterator[s
 
 
 @rule
-def a_queue_has_room_for_a_job(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """What is in a queue of Kueue's exists, does not grow, and all of it fits into the quota."""
-    label = "kueue.x-k8s.io/queue-name"
-    queues = {each["metadata"]["name"] for each in of_kind(manifests, "LocalQueue")}
-    for each in of_kind(manifests, "RayJob", "RayCluster"):
-        queue = each["metadata"].get("labels", {}).get(label)
-        if queue is None:
-            continue
-        name, spec = each["metadata"]["name"], each["spec"]
-        if queue not in queues:
-            yield f"{name}: no queue {queue}"
-        if each["kind"] == "RayCluster" or not spec.get("shutdownAfterJobFinishes"):
-            yield f"{name}: keeps its quota for ever"
-        if spec.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
-            yield f"{name}: grows, which the queue does not see"
-        for kind, quota in quotas(manifests).items():
-            if asked([each], kind) > quota:
-                yield f"{name}: asks for more {kind} than the quota, {quota:g}, ever has"
+def the_dashboard_listens(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Operator and submitter come from other pods, so it listens at all addresses, at its port."""
+    for name, cluster in clusters(manifests):
+        given = cluster["headGroupSpec"].get("rayStartParams", {})
+        if given.get("dashboard-host") not in ("0.0.0.0", "::"):
+            yield f"{name}: its dashboard listens at {given.get('dashboard-host', '127.0.0.1')}"
+        ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0].get("ports", [])
+        named = {each.get("name"): each["containerPort"] for each in ports}
+        if {given.get("dashboard-port", "8265"), str(named.get("dashboard"))} != {"8265"}:
+            yield f"{name}: its dashboard has another port than the policies open"

@@ -1,19 +1,12 @@
-"""What stands in rendered manifests: clusters, pods, containers, runs and mounts."""
+"""What stands in rendered manifests: clusters, pods and containers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-import yaml
-
-from dfka_dist.config import RunConfig
-from dfka_dist.errors import InputError
-from dfka_dist.loading import load, parse
-from dfka_dist.teachers.nodes import NodeResources
-from dfka_dist.tuning.space import Space
 
 Manifest = dict[str, Any]
 
@@ -40,13 +33,24 @@ def of_kind(manifests: Sequence[Manifest], *kinds: str) -> Iterator[Manifest]:
 def clusters(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """Every description of a Ray cluster, a job's too, with the name of whose it is."""
     for each in of_kind(manifests, "RayCluster", "RayJob"):
-        own = each["spec"] if each["kind"] == "RayCluster" else each["spec"]["rayClusterSpec"]
-        yield each["metadata"]["name"], own
+        yield each["metadata"]["name"], cluster_of(each)
+
+
+def cluster_of(owner: Manifest) -> Manifest:
+    """The description of a Ray cluster that a RayCluster is, or a RayJob has."""
+    spec: Manifest = owner["spec"]
+    return spec if owner["kind"] == "RayCluster" else spec["rayClusterSpec"]
 
 
 def groups(cluster: Manifest) -> list[Manifest]:
     """Head and worker groups of a cluster."""
     return [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
+
+
+def head(owner: Manifest) -> Manifest:
+    """The head's pod, where the driver runs."""
+    spec: Manifest = cluster_of(owner)["headGroupSpec"]["template"]["spec"]
+    return spec
 
 
 def pods(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
@@ -59,137 +63,27 @@ def pods(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
             yield f"{job['metadata']['name']}/submitter", job["spec"]["submitterPodTemplate"]
 
 
-def containers(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
-    """Every container, the autoscalers' too: they are described without name and image."""
+def containers(manifests: Sequence[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
+    """Every container with its place and its pod's `spec`; the autoscalers' too, which are
+    described without name and image."""
     for place, pod in pods(manifests):
         spec = pod["spec"]
         for each in (*spec["containers"], *spec.get("initContainers", [])):
-            yield f"{place}/{each['name']}", each
+            yield f"{place}/{each['name']}", spec, each
     for name, cluster in clusters(manifests):
         if cluster.get("enableInTreeAutoscaling"):
-            yield f"{name}/autoscaler", cluster.get("autoscalerOptions", {})
+            spec = cluster["headGroupSpec"]["template"]["spec"]
+            yield f"{name}/autoscaler", spec, cluster.get("autoscalerOptions", {})
 
 
-def configurations(manifests: Sequence[Manifest]) -> Iterator[tuple[str, str]]:
-    """The runs in ConfigMaps, as text."""
-    for each in of_kind(manifests, "ConfigMap"):
-        for file, text in each.get("data", {}).items():
-            yield f"{each['metadata']['name']}/{file}", text
-
-
-def runs(manifests: Sequence[Manifest]) -> Iterator[tuple[str, RunConfig]]:
-    """The runs in ConfigMaps, those that load."""
-    for name, text in configurations(manifests):
-        try:
-            yield name, parsed(text)
-        except InputError:
-            continue
-
-
-def nodes(cluster: Manifest) -> list[NodeResources]:
-    """The worker nodes of a cluster, as many as there may come to be."""
-    found = []
-    for group in cluster.get("workerGroupSpecs", []):
-        has = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        found += [
-            NodeResources(
-                name=f"{group['groupName']}-{index}",
-                cpus=amount(has["cpu"]),
-                gpus=amount(has.get("nvidia.com/gpu", "0")),
-                labels=group.get("labels", {}),
-            )
-            for index in range(group["maxReplicas"])
-        ]
-    return found
-
-
-def parsed(text: str) -> RunConfig:
-    """A run from YAML, and what it searches, if it does."""
-    config = parse(yaml.safe_load(text))
-    if config.search is not None:
-        Space(config)
-    return config
-
-
-def preset(name: str) -> RunConfig:
-    """A preset as it stands in the repository."""
-    return load(ROOT / "jobs" / "presets" / f"{name}.yaml")
-
-
-def in_repository(path: str) -> bool:
-    """Whether a file of the image is in the repository."""
-    own = path.removeprefix(IN_IMAGE)
-    return path.startswith(IN_IMAGE) and (ROOT / own).is_file()
-
-
-def value_of(words: Sequence[str], option: str) -> str | None:
-    """What follows an option on a command line."""
-    return words[words.index(option) + 1] if option in words[:-1] else None
-
-
-def head(job: Manifest) -> Manifest:
-    """The head's pod, where the driver runs."""
-    spec: Manifest = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    return spec
-
-
-def mounts(spec: Manifest, kind: str) -> dict[str, Manifest]:
-    """Where the first container has volumes of a kind."""
-    volumes = {each["name"]: each[kind] for each in spec.get("volumes", []) if kind in each}
-    mounts = spec["containers"][0].get("volumeMounts", [])
-    return {each["mountPath"]: volumes[each["name"]] for each in mounts if each["name"] in volumes}
-
-
-def lasting(job: Manifest) -> list[str]:
-    """Folders of the driver that outlive its pod."""
-    return list(mounts(head(job), "persistentVolumeClaim"))
-
-
-def mounted_files(job: Manifest, manifests: Sequence[Manifest]) -> set[str]:
-    """Files of ConfigMaps that the driver sees."""
-    data = {each["metadata"]["name"]: each["data"] for each in of_kind(manifests, "ConfigMap")}
-    mounted = mounts(head(job), "configMap")
-    return {f"{at}/{file}" for at, own in mounted.items() for file in data.get(own["name"], {})}
-
-
-def is_mounted_everywhere(manifests: Sequence[Manifest], storage: str) -> bool:
-    """Whether head and trainers have a claim there; servers read no checkpoints."""
-    specs = [
-        group["template"]["spec"]
-        for _, cluster in clusters(manifests)
-        for group in groups(cluster)
-        if group.get("groupName") != "teachers"
-    ]
-    return all(
-        any(storage.startswith(f"{at}/") for at in mounts(spec, "persistentVolumeClaim"))
-        for spec in specs
-    )
-
-
-def quotas(manifests: Sequence[Manifest]) -> dict[str, float]:
-    """What Kueue has to give."""
-    return {
-        resource["name"]: amount(resource["nominalQuota"])
-        for queue in of_kind(manifests, "ClusterQueue")
-        for group in queue["spec"]["resourceGroups"]
-        for flavor in group["flavors"]
-        for resource in flavor["resources"]
-    }
-
-
-def asked(manifests: Sequence[Manifest], kind: str) -> float:
-    """What all pods of some objects ask for together."""
-    total = 0.0
-    for _, cluster in clusters(manifests):
-        for group in groups(cluster):
-            own = group["template"]["spec"]["containers"]
-            count = group.get("replicas", 1)
-            total += count * sum(amount(each["resources"]["requests"][kind]) for each in own)
-    for job in of_kind(manifests, "RayJob"):
-        for each in (
-            job["spec"]
-            .get("submitterPodTemplate", {})
-            .get("spec", {"containers": []})["containers"]
-        ):
-            total += amount(each["resources"]["requests"][kind])
-    return total
+def in_image(path: str) -> bool:
+    """Whether a file of the image is in the repository, and .dockerignore lets it in."""
+    own = PurePosixPath(path.removeprefix(IN_IMAGE))
+    if not path.startswith(IN_IMAGE) or not (ROOT / own).is_file():
+        return False
+    names, kept = [str(own), *map(str, own.parents)], True
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        pattern = line.removeprefix("!")
+        if not line.startswith("#") and any(fnmatch(name, pattern) for name in names):
+            kept = line.startswith("!")
+    return kept

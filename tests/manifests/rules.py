@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import deletion_rules as deletion_rules
+import job_rules as job_rules
+import network_rules as network_rules
 import operator_rules as operator_rules
 import pod_rules as pod_rules
+import queue_rules as queue_rules
 import run_rules as run_rules
+import security_rules as security_rules
 from reading import Manifest
 from registry import RULES
 

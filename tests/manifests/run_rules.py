@@ -1,29 +1,15 @@
-"""What a run needs: its configuration, its nodes, and to go on when something is lost."""
+"""What a run needs of its cluster: a configuration, nodes, and cores."""
 
 from __future__ import annotations
 
-import shlex
+import math
 from collections.abc import Iterator, Sequence
 
-import schemas
-from reading import (
-    ROOT,
-    Manifest,
-    clusters,
-    configurations,
-    groups,
-    in_repository,
-    is_mounted_everywhere,
-    lasting,
-    mounted_files,
-    nodes,
-    of_kind,
-    parsed,
-    runs,
-    value_of,
-)
+from planning import configurations, nodes, parsed, runs
+from reading import ROOT, Manifest, clusters
 from registry import rule
 
+from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.teachers.placement import plan
 
@@ -34,63 +20,6 @@ def the_head_computes_nothing(manifests: Sequence[Manifest]) -> Iterator[str]:
     for name, cluster in clusters(manifests):
         if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
             yield f"{name}: servers could be placed on the head"
-
-
-@rule
-def a_stopped_pod_tells_the_run(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """`preStop` waits longer than `training.checkpoint.grace`, and the pod longer than that."""
-    grace = max((each.training.checkpoint.grace for _, each in runs(manifests)), default=60.0)
-    for name, cluster in clusters(manifests):
-        for group in groups(cluster):
-            place = f"{name}/{group.get('groupName', 'head')}"
-            spec = group["template"]["spec"]
-            own = spec["containers"][0]
-            hook = own.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-            if len(hook) != 3 or not in_repository(hook[1]):
-                yield f"{place}: nobody tells the run"
-            elif not grace < float(hook[2]) < spec.get("terminationGracePeriodSeconds", 30):
-                yield f"{place}: killed before the checkpoint is made"
-        head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
-        patience = {each["name"]: each.get("value", "0") for each in head.get("env", [])}
-        if not grace < float(patience.get("RAY_JOB_STOP_WAIT_TIME_S", "3")):
-            yield f"{name}: `ray job stop` kills before the checkpoint is made"
-
-
-@rule
-def a_retry_goes_on(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """A retry is a new cluster: --resume, and storage and output that outlive the pods."""
-    for job in of_kind(manifests, "RayJob"):
-        name, words = job["metadata"]["name"], shlex.split(job["spec"]["entrypoint"])
-        if job["spec"].get("backoffLimit", 0) < 1 or "--resume" not in words:
-            yield f"{name}: a lost node ends the run, or begins it anew"
-        output = value_of(words, "--output") or ""
-        if not output.startswith(tuple(f"{place}/" for place in lasting(job))):
-            yield f"{name}: results are lost with the head"
-    for name, config in runs(manifests):
-        kept = config.training.checkpoint
-        outlive = {at for job in of_kind(manifests, "RayJob") for at in lasting(job)}
-        if kept.storage is None or not kept.every:
-            yield f"{name}: no checkpoints that a new cluster finds"
-        elif "://" not in kept.storage:
-            if not kept.storage.startswith(tuple(f"{place}/" for place in outlive)):
-                yield f"{name}: checkpoints are lost with the pod"
-            if not kept.shared or not is_mounted_everywhere(manifests, kept.storage):
-                yield f"{name}: {kept.storage} is not the same on all nodes"
-
-
-@rule
-def entrypoints_are_jobs_that_take_them(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """The file is in the repository, knows the arguments, and its configuration is mounted."""
-    for job in of_kind(manifests, "RayJob"):
-        name = job["metadata"]["name"]
-        python, program, *words = shlex.split(job["spec"]["entrypoint"])
-        if python != "python" or not in_repository(program):
-            yield f"{name}: {python} {program} is no job"
-            continue
-        yield from (f"{name}: {line}" for line in schemas.argument_errors(words))
-        asked = value_of(words, "--config") or ""
-        if asked not in mounted_files(job, manifests):
-            yield f"{name}: {asked} is not mounted"
 
 
 @rule
@@ -112,14 +41,41 @@ def configurations_load(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 @rule
 def nodes_have_what_the_plan_asks_for(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Teachers fit onto the nodes of their label, and trainers onto those of theirs."""
+    """Teachers fit onto the nodes of their label, and trainers of all trials onto theirs."""
     for name, config in runs(manifests):
-        serving = config.serving
-        if not serving.node_labels or serving.node_labels == config.training.node_labels:
+        serving, training = config.serving, config.training
+        if not serving.node_labels or serving.node_labels == training.node_labels:
             yield f"{name}: teachers and trainers are not told apart"
         grown = serving.model_copy(update={"wait_for_nodes": False})
+        most = max(training.worker_range) * _trials(config)
+        all_trials = training.model_copy(update={"workers": most})
+        asked = config.model_copy(update={"serving": grown, "training": all_trials})
         for owner, cluster in clusters(manifests):
             try:
-                plan(config.model_copy(update={"serving": grown}), nodes(cluster))
+                plan(asked, nodes(cluster))
             except InputError as error:
                 yield f"{owner}: {name}: {error}"
+
+
+def _trials(config: RunConfig) -> int:
+    """At once, as far as the configuration says it."""
+    return (config.search.concurrent or 1) if config.search is not None else 1
+
+
+@rule
+def threads_have_cores(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """A process sees all cores of the machine, so a run says how many of them are its pod's."""
+    for name, config in runs(manifests):
+        training, serving = config.training, config.serving
+        if training.threads is None or training.threads > training.worker_cpus:
+            yield f"{name}: {training.threads} threads on {training.worker_cpus:g} CPU"
+        if serving.threads > math.ceil(serving.cpus):
+            yield f"{name}: {serving.threads} threads of a server on {serving.cpus:g} CPU"
+
+
+@rule
+def a_run_waits_for_its_nodes(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """On a new head a job begins before the other pods are there again."""
+    for name, config in runs(manifests):
+        if not config.serving.wait_for_nodes or config.serving.start_timeout < 600:
+            yield f"{name}: is refused where its nodes come late"

@@ -12,13 +12,14 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import yaml
 
 from dfka_dist import commandline
 from dfka_dist.errors import InputError
 
 KUBERNETES = "1.31"
 KUEUE = "kueue.x-k8s.io/"
-"""Kinds of Kueue's, whose schemas are nowhere here."""
+"""Kinds of Kueue's, of which kueue.yaml has the shapes."""
 VARIABLE = "DFKA_KUBERAY_SCHEMAS"
 FILES = {"RayCluster": "rayclusters.v1.json.gz", "RayJob": "rayjobs.v1.json.gz"}
 HOW = (
@@ -39,7 +40,20 @@ def kuberay_errors(manifest: dict[str, Any]) -> Iterator[str]:
     """What KubeRay's schema says of a RayCluster or RayJob; nothing where there is no schema."""
     if kuberay_folder() is None:
         return
-    for error in _kuberay(manifest["kind"]).iter_errors(manifest):
+    yield from _errors(_kuberay(manifest["kind"]), manifest)
+
+
+def kueue_errors(manifest: dict[str, Any]) -> Iterator[str]:
+    """What our own shapes say of one of Kueue's kinds."""
+    shapes = yaml.safe_load(Path(__file__).with_name("kueue.yaml").read_text(encoding="utf-8"))
+    if manifest["kind"] in shapes:
+        yield from _errors(jsonschema.Draft202012Validator(shapes[manifest["kind"]]), manifest)
+    else:
+        yield f"{manifest['kind']} is none of {', '.join(shapes)}"
+
+
+def _errors(schema: jsonschema.Draft202012Validator, manifest: dict[str, Any]) -> Iterator[str]:
+    for error in schema.iter_errors(manifest):
         where = ".".join(str(part) for part in error.absolute_path)
         yield f"{manifest['metadata'].get('name')}: {where}: {error.message[:200]}"
 
@@ -62,9 +76,9 @@ def core_errors(manifest: dict[str, Any]) -> Iterator[str]:
 def argument_errors(words: Sequence[str]) -> Iterator[str]:
     """What the parser of the jobs that train says of their arguments."""
     parser = commandline.parser("")
-    parser.add_argument("--resume", action="store_true")
+    commandline.add_nodes_and_resume(parser, "")
     try:
-        parser.parse_args(words)
+        commandline.refuse_misfits(parser.parse_args(words))
     except InputError as error:
         yield str(error)
 

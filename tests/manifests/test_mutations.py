@@ -14,7 +14,14 @@ import yaml
 
 Manifest = dict[str, Any]
 
-MUTATIONS = yaml.safe_load(Path(__file__).with_name("mutations.yaml").read_text("utf-8"))
+MUTATIONS = [
+    row
+    for file in sorted(Path(__file__).with_name("mutations").glob("*.yaml"))
+    for row in yaml.safe_load(file.read_text(encoding="utf-8"))
+]
+"""One thing each that is wrong: of `of` in an overlay (dfka-amalgamate in cpu, where nothing is
+said), `value` is put at `path`, or `swap` replaces a part of the text there, or what is there is
+taken away. `rule` sees it."""
 SHORT = {
     "HEAD": "spec.rayClusterSpec.headGroupSpec.template.spec",
     "WORKERS": "spec.rayClusterSpec.workerGroupSpecs",
@@ -43,12 +50,18 @@ def test_every_rule_is_seen_to_fail() -> None:
 
 
 def _change(tree: Any, mutation: dict[str, Any]) -> None:
-    first, *rest = mutation["path"].split(".")
-    path = [*SHORT.get(first, first).split("."), *rest]
+    path = mutation["path"]  # a list where a key has a dot
+    if isinstance(path, str):
+        first, *rest = path.split(".")
+        path = [*SHORT.get(first, first).split("."), *rest]
     *above, last = (int(part) if part.isdecimal() else part for part in path)
     for part in above:
         tree = tree[part]
     if "value" in mutation:
         tree[last] = mutation["value"]
+    elif "swap" in mutation:
+        old, new = mutation["swap"]
+        assert old in tree[last]
+        tree[last] = tree[last].replace(old, new)
     else:
         del tree[last]
