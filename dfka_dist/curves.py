@@ -78,6 +78,7 @@ def _mean_retention(network: Mapping[str, Any]) -> float | None:
     kept = [
         row["accuracy"] if row["accuracy"] is not None else row["mAP"]
         for row in (network["per_teacher"] or {}).values()
+        if row is not None
     ]
     known = [value for value in kept if value is not None]
     return sum(known) / len(known) if known else None

@@ -33,7 +33,7 @@ def evaluate(
     teacher_labels: Labels,
     target_labels: Labels,
     wanted: Sequence[str],
-    ask_teachers: Predict,
+    ask_teachers: Predict | None,
     ask_target: Predict,
     batch_size: int = 250,
 ) -> dict[str, Any] | None:
@@ -50,6 +50,7 @@ def evaluate(
         teacher_labels: all labels that each teacher predicts, in its order.
         target_labels: the labels that each branch of the target keeps, in the branch's order.
         wanted: the customised labels, in the user's order.
+        ask_teachers: None where there are no teachers; their scores and retention are None then.
 
     Raises:
         InputError: data cannot be read.
@@ -124,7 +125,7 @@ class _Pass:
     """What one pass over a data set left behind: predictions and truth, no images."""
 
     data: LabelledImages
-    teachers: dict[str, Tensor]
+    teachers: dict[str, Tensor] | None
     target: dict[str, Tensor]
     truth: Tensor
 
@@ -133,7 +134,7 @@ class _Pass:
         cls,
         data: LabelledImages,
         names: Sequence[str],
-        ask_teachers: Predict,
+        ask_teachers: Predict | None,
         ask_target: Predict,
         batch_size: int,
     ) -> _Pass:
@@ -142,10 +143,12 @@ class _Pass:
         target: dict[str, list[Tensor]] = {}
         truth = []
         for images, present in data.batches(batch_size):
-            _keep(teachers, ask_teachers(images), names, data.name)
+            if ask_teachers is not None:
+                _keep(teachers, ask_teachers(images), names, data.name)
             _keep(target, ask_target(images), names, data.name)
             truth.append(present)
-        return cls(data, _joined(teachers), _joined(target), torch.cat(truth))
+        answered = None if ask_teachers is None else _joined(teachers)
+        return cls(data, answered, _joined(target), torch.cat(truth))
 
     def truth_of(self, labels: Sequence[str]) -> Tensor:
         """Truth bool (N, K) in the order of `labels`, False for those the data do not know."""
@@ -184,11 +187,14 @@ def _pooled(
         keys = ("dataset", "examples", "teachers", "target", "retention", "per_label")
         return dict.fromkeys(keys)
     truth = found.truth_of(wanted)
-    teachers = _Scores.of(merge(found.teachers, teacher_labels, wanted), truth)
+    teachers = None
+    if found.teachers is not None:
+        teachers = _Scores.of(merge(found.teachers, teacher_labels, wanted), truth)
     target = _Scores.of(merge(found.target, target_labels, wanted), truth)
+    theirs = [None] * len(wanted) if teachers is None else teachers.each
     per_label = {
         label: {"teacher": _rounded(teacher), "target": _rounded(student)}
-        for label, teacher, student in zip(wanted, teachers.each, target.each, strict=True)
+        for label, teacher, student in zip(wanted, theirs, target.each, strict=True)
     }
     return {
         "dataset": found.data.name,
@@ -199,7 +205,7 @@ def _pooled(
 
 
 def _covers(seen: _Pass, teacher_labels: Labels, wanted: Sequence[str]) -> bool:
-    known = {label for name in seen.teachers for label in teacher_labels[name]}
+    known = {label for name in seen.target for label in teacher_labels[name]}
     return set(wanted) <= set(seen.data.labels) & known
 
 
@@ -213,7 +219,9 @@ def _per_teacher(
         if seen is None:
             continue
         truth = seen.truth_of(own)
-        teacher = _Scores.of(merge({name: seen.teachers[name]}, teacher_labels, own), truth)
+        teacher = None
+        if seen.teachers is not None:
+            teacher = _Scores.of(merge({name: seen.teachers[name]}, teacher_labels, own), truth)
         target = _Scores.of(merge({name: seen.target[name]}, target_labels, own), truth)
         rows[name] = {
             "dataset": seen.data.name,
@@ -227,7 +235,7 @@ def _best_pass(passes: Sequence[_Pass], name: str, own: Sequence[str]) -> _Pass 
     """The data set of a teacher that covers most of its labels; the first of equals."""
 
     def covered(seen: _Pass) -> int:
-        return len(set(own) & set(seen.data.labels)) if name in seen.teachers else 0
+        return len(set(own) & set(seen.data.labels)) if name in seen.target else 0
 
     best = max(passes, key=covered)
     return best if covered(best) else None
@@ -277,13 +285,16 @@ def _accuracy(probabilities: Tensor, truth: Tensor) -> float | None:
     return accuracy.item()
 
 
-def _compared(teacher_key: str, teacher: _Scores, target: _Scores) -> dict[str, Any]:
+def _compared(teacher_key: str, teacher: _Scores | None, target: _Scores) -> dict[str, Any]:
     def both(mean: float | None, accuracy: float | None) -> dict[str, float | None]:
         return {"mAP": _rounded(mean), "accuracy": _rounded(accuracy)}
 
+    own = both(target.mean_average_precision, target.accuracy)
+    if teacher is None:
+        return {teacher_key: None, "target": own, "retention": None}
     return {
         teacher_key: both(teacher.mean_average_precision, teacher.accuracy),
-        "target": both(target.mean_average_precision, target.accuracy),
+        "target": own,
         "retention": both(
             _ratio(target.mean_average_precision, teacher.mean_average_precision),
             _ratio(target.accuracy, teacher.accuracy),

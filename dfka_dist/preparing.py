@@ -15,7 +15,7 @@ from dfka_dist.data import open_unlabelled
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import Weights, initial_weights, read_all_weights
 from dfka_dist.models.target import Architecture, DualGenerator, TargetNet
-from dfka_dist.scoring import Data, load_data
+from dfka_dist.scoring import ALONE, Data, load_data
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.nodes import NodeResources
 from dfka_dist.teachers.placement import PlacementPlan, plan
@@ -121,7 +121,7 @@ def warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
             "the preset paper has one"
         )
     if config.is_teacherless and config.evaluations:
-        yield "evaluations: no teacher is there to be scored beside, so nothing is scored"
+        yield ALONE
     image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)
     batch = training.batch_size * image_bytes(image.channels * image.size**2, labels)
     fitting = training.memory_megabytes * 2**20 // batch

@@ -17,6 +17,8 @@ from dfka_dist.teachers.interface import Question, Teachers
 
 Data = list[tuple[LabelledImages, Sequence[str]]]
 
+ALONE = "evaluations: no teacher is there to be scored beside, so the target is scored alone"
+
 
 def load_data(config: RunConfig) -> Data:
     """Every data set of a configuration, with the teachers it is for.
@@ -34,11 +36,12 @@ def load_data(config: RunConfig) -> Data:
 
 class Scorer:
     """Scores targets beside their teachers, who are asked about each image once, however many
-    targets there are."""
+    targets there are; alone, where there are no teachers."""
 
-    def __init__(self, data: Data, teachers: Teachers) -> None:
+    def __init__(self, data: Data, teachers: Teachers | None) -> None:
         self._data, self._teachers = data, teachers
-        self._specs = {name: known.spec for name, known in teachers.descriptions.items()}
+        known = {} if teachers is None else teachers.descriptions
+        self._specs = {name: each.spec for name, each in known.items()}
         self._said: list[dict[str, Tensor]] = []
         """Of every batch, in the order in which `evaluate` asks; that is always the same."""
 
@@ -49,6 +52,8 @@ class Scorer:
             target: in eval mode.
         """
         turn = itertools.count()
+        specs = {branch.teacher.name: branch.teacher for branch in target.design.branches}
+        labels = {name: spec.labels for name, spec in (specs | self._specs).items()}
 
         def ask_teachers(images: Tensor) -> dict[str, Tensor]:
             batch = next(turn)
@@ -59,11 +64,12 @@ class Scorer:
         def ask_target(images: Tensor) -> dict[str, Tensor]:
             return target.probabilities(images)
 
-        labels = {name: spec.labels for name, spec in self._specs.items()}
         kept = {branch.teacher.name: branch.labels for branch in target.design.branches}
-        return evaluate(self._data, labels, kept, target.labels, ask_teachers, ask_target)
+        ask = None if self._teachers is None else ask_teachers
+        return evaluate(self._data, labels, kept, target.labels, ask, ask_target)
 
     def _ask(self, images: Tensor) -> dict[str, Tensor]:
+        assert self._teachers is not None
         answers = self._teachers.forward(Question(images, tuple(self._specs))).result()
         return {
             name: probabilities(answer.logits, self._specs[name].task)

@@ -113,7 +113,7 @@ def _run(
                 )
             progress.message("scoring")
             asked = in_parts(teachers.exact(), config.training.micro_batch)
-            scorer = Scorer([] if config.is_teacherless else ready.data, asked)
+            scorer = Scorer(ready.data, None if config.is_teacherless else asked)
             evaluations = {
                 network.name: scorer.score(results.rebuilt(network)) for network in outcome.networks
             }
@@ -123,7 +123,7 @@ def _run(
             "cpu": round(cpu, 1),
             "saving": round(outcome.saving_seconds, 1),
         }
-        found = results.result(config, teachers.descriptions, outcome, evaluations, seconds)
+        found = results.result(given, teachers.descriptions, outcome, evaluations, seconds)
         by_label = config.training.sampled_labels
         results.write(folder, found, outcome, log, configuration, by_label=by_label)
     _say(found, folder)
@@ -168,11 +168,7 @@ def _say(found: dict[str, Any], folder: Path) -> None:
     """The result in a few lines, and where to look."""
     evaluation = found["evaluation"]
     if evaluation and evaluation["target"]:
-        target, teachers, kept = (
-            evaluation[key]["accuracy"] for key in ("target", "teachers", "retention")
-        )
-        beside = f"the teachers side by side {teachers:.4f}, kept {kept:.4f}"
-        print(f"{evaluation['dataset']}: top-1 {target:.4f}, {beside}")
+        print(f"{evaluation['dataset']}: {_pooled(evaluation)}")
     else:
         agreement = found["data_free"]["agreement"]
         print(f"no score for all labels at once; agreement on probe images {agreement:.4f}")
@@ -181,11 +177,27 @@ def _say(found: dict[str, Any], folder: Path) -> None:
     print(f"network: {folder / 'target_net'}\nreport:  {folder / 'report.html'}")
 
 
+def _pooled(evaluation: dict[str, Any]) -> str:
+    key = "mAP" if evaluation["target"]["accuracy"] is None else "accuracy"
+    said = f"{'top-1' if key == 'accuracy' else key} {_figure(evaluation['target'][key])}"
+    if evaluation["teachers"] is None:
+        return f"{said}, no teachers to be beside"
+    teachers, kept = (_figure(evaluation[part][key]) for part in ("teachers", "retention"))
+    return f"{said}, the teachers side by side {teachers}, kept {kept}"
+
+
 def _both(row: dict[str, Any], key: str) -> str:
-    target, teacher, kept = (row[part][key] for part in ("target", "teacher", "retention"))
-    if target is None or kept is None:
+    target = row["target"][key]
+    if target is None:
         return f"no {key}"
-    return f"{key} {target:.4f} of {teacher:.4f}, kept {kept:.4f}"
+    if row["teacher"] is None:
+        return f"{key} {target:.4f}"
+    teacher, kept = (_figure(row[part][key]) for part in ("teacher", "retention"))
+    return f"{key} {target:.4f} of {teacher}, kept {kept}"
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """python jobs/evaluate.py --target-net runs/digits/target_net --config jobs/presets/digits.yaml
 
-Score a saved network beside its teachers again; the figures are those of `result.json`.
+Score a saved network beside its teachers again; the figures are those of `result.json`. Alone where
+no teacher has weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
-from dfka_dist.scoring import Scorer, load_data
+from dfka_dist.scoring import ALONE, Scorer, load_data
+from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.micro import in_parts
 from dfka_dist.teachers.teacher import load_teachers
@@ -41,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = commandline.output_folder(arguments, config, [FILE]) if arguments.output else None
     target = _target(arguments.target_net, arguments.allow_code)
     _check(target, config)
-    whole = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
-    teachers = in_parts(whole, config.training.micro_batch)
+    teachers = None if config.lacks_weights else _teachers(config)
     data = load_data(config)
     if not data:
         raise InputError("evaluations", "is missing", "a data set to score on")
+    if teachers is None:
+        print(f"warning: {ALONE}", file=sys.stderr)
     if arguments.dry_run:
         print(
             "\n".join(f"would score on {images.name}: {len(images)} images" for images, _ in data)
@@ -55,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     if folder is not None:
         (commandline.emptied(folder, [FILE]) / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _teachers(config: RunConfig) -> Teachers:
+    whole = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
+    return in_parts(whole, config.training.micro_batch)
 
 
 def _target(place: Path, allowed: Sequence[str]) -> TargetNet:

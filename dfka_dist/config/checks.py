@@ -20,6 +20,7 @@ def refuse_misfits(config: RunConfig) -> None:
     """
     _refuse_repeats("teachers", [teacher.name for teacher in config.teachers], "teacher name")
     _check_teachers(config)
+    _check_weights(config)
     _check_target(config)
     _check_training(config)
     for name, evaluation in config.evaluations.items():
@@ -68,6 +69,16 @@ def _check_teachers(config: RunConfig) -> None:
             )
     if isinstance(config.losses.distill, dict):
         _check_names(config, "losses.distill", config.losses.distill)
+
+
+def _check_weights(config: RunConfig) -> None:
+    without = [teacher for teacher in config.heard if teacher.weights is None]
+    if without and not config.lacks_weights:
+        raise InputError(
+            f"teachers.{config.teachers.index(without[0])}.weights",
+            "is null, but other teachers have weights",
+            "either all teachers or none without weights; none with training.images archive:PLACE",
+        )
 
 
 def _check_training(config: RunConfig) -> None:

@@ -51,9 +51,12 @@ class RunConfig(Node):
     @property
     def is_teacherless(self) -> bool:
         """Whether only an archive tells what the teachers said: none of them is there."""
-        archived = (self.training.images or "").startswith("archive:")
-        local = all(teacher.weights is None for teacher in self.teachers)
-        return archived and local
+        return self.lacks_weights and (self.training.images or "").startswith("archive:")
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether no teacher that is heard has weights."""
+        return all(teacher.weights is None for teacher in self.heard)
 
     def without_unheard(self) -> Self:
         """The run without the teachers that know no customised label."""

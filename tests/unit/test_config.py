@@ -760,7 +760,26 @@ def test_filters_at_other_depths_need_teachers_and_a_new_target(change: dict[str
     assert parse(tree | {"training": training | {"branch_steps": 0}})
 
 
+def test_some_teachers_without_weights_beside_others_are_refused() -> None:
+    tree = valid()
+    tree["teachers"][1]["weights"] = None
+    refusal = _only_refusal(tree)
+    assert refusal.key == "teachers.1.weights"
+    assert refusal.remedy.startswith("either all teachers or none without weights")
+
+
 # teachers that nobody needs
+
+
+@pytest.mark.parametrize("idle", [None, "somewhere.pt"])
+def test_whether_a_run_has_teachers_is_for_those_that_are_heard_to_say(idle: str | None) -> None:
+    tree = valid() | {"target": {"labels": ["a"]}}
+    tree["training"] = {"recipe": "distill", "images": "archive:/images"}
+    one, two = tree["teachers"]
+    assert parse(
+        tree | {"teachers": [one | {"weights": None}, two | {"weights": idle}]}
+    ).lacks_weights
+    assert not parse(tree | {"teachers": [one, two | {"weights": None}]}).is_teacherless
 
 
 def test_a_run_goes_without_teachers_that_know_no_wanted_label() -> None:

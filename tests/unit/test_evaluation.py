@@ -60,7 +60,10 @@ ASK_TARGET = lookup(
 
 
 def score(
-    *data: LabelledImages, wanted: list[str], names: tuple[str, ...] = ("left", "right")
+    *data: LabelledImages,
+    wanted: list[str],
+    names: tuple[str, ...] = ("left", "right"),
+    ask_teachers: Predict | None = ASK_TEACHERS,
 ) -> Any:
     kept = {n: [x for x in own if x in wanted] for n, own in TEACHER_LABELS.items()}
     columns = {n: [TEACHER_LABELS[n].index(x) for x in own] for n, own in kept.items()}
@@ -70,7 +73,7 @@ def score(
 
     branches = {n: own for n, own in kept.items() if own}
     pairs = [(one, names) for one in data]
-    return evaluate(pairs, TEACHER_LABELS, branches, wanted, ASK_TEACHERS, ask_target, 3)
+    return evaluate(pairs, TEACHER_LABELS, branches, wanted, ask_teachers, ask_target, 3)
 
 
 ALL = numbered("all", ["c", "b", "a"], TRUTH)
@@ -175,6 +178,19 @@ def test_accuracy_leaves_out_images_with_several_labels() -> None:
 def test_accuracy_is_null_where_no_image_has_exactly_one_label() -> None:
     found = score(numbered("pairs", ["a", "b", "c"], [["a", "b"]]), wanted=["a", "b", "c"])
     assert [found[key]["accuracy"] for key in ("teachers", "target", "retention")] == [None] * 3
+
+
+def test_without_teachers_the_target_is_scored_alone() -> None:
+    beside, alone = (
+        score(ALL, wanted=["a", "b", "c"], ask_teachers=ask) for ask in (ASK_TEACHERS, None)
+    )
+    assert alone["teachers"] is None and alone["retention"] is None
+    for key in ("dataset", "examples", "target"):
+        assert alone[key] == beside[key]
+    for label, row in beside["per_label"].items():
+        assert alone["per_label"][label] == row | {"teacher": None}
+    for name, row in beside["per_teacher"].items():
+        assert alone["per_teacher"][name] == row | {"teacher": None, "retention": None}
 
 
 def test_each_data_set_is_read_once() -> None:

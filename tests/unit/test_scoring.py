@@ -85,6 +85,20 @@ def test_teachers_are_asked_once_however_many_targets_there_are(
     assert len(asked) == 1
 
 
+def test_without_teachers_a_target_has_the_score_that_it_has_beside_them(
+    spec: TeacherSpec,
+    teacher: Teacher,
+    folder: Path,
+    make_config: MakeConfig,
+    make_copy: Callable[[Teacher], TargetNet],
+) -> None:
+    data = load_data(make_config([spec], evaluations={"mine": {"source": f"folder:{folder}"}}))
+    beside = Scorer(data, LocalTeachers({"one": teacher})).score(make_copy(teacher))
+    alone = Scorer(data, None).score(make_copy(teacher))
+    assert beside is not None and alone is not None
+    assert alone["target"] == beside["target"] and alone["teachers"] is None
+
+
 def test_data_are_for_all_teachers_unless_some_are_named(
     spec: TeacherSpec,
     make_teacher: Callable[..., TeacherSpec],
