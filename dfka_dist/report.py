@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfka_dist.curves import depth_curve, loss_curves
+from dfka_dist.origin import ONLY_HERE, Origin
 from dfka_dist.progress import clock
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ def write_report(
     page = templates().get_template("report.html.j2")
     html = page.render(
         result=result,
+        origin=Origin(result),
+        only_here=ONLY_HERE,
         configuration=configuration,
         by_label=by_label,
         samples=base64.b64encode(samples.read_bytes()).decode() if samples.exists() else None,
@@ -160,7 +163,9 @@ def write_model_card(folder: Path, result: Mapping[str, Any], code: Sequence[str
         code: modules without which the network cannot be loaded.
     """
     template = templates().get_template("model_card.md.j2")
-    card = template.render(result=result, code=list(code))
+    card = template.render(
+        result=result, origin=Origin(result), only_here=ONLY_HERE, code=list(code)
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

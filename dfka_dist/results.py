@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dfka_dist import origin
 from dfka_dist.config import RunConfig
 from dfka_dist.models.target import TargetNet, version
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
@@ -44,6 +45,7 @@ def result(
     """`result.json`.
 
     Args:
+        config: with all teachers.
         evaluations: of the networks of the outcome, by name.
     """
     network = outcome.network
@@ -52,6 +54,8 @@ def result(
         "version": version(),
         "seed": config.run.seed,
         "recipe": config.training.recipe,
+        "images": (config.training.images or origin.SYNTHESIZED).partition(":")[0],
+        "start": config.target.start is not None,
         "steps": config.training.steps,
         "seconds": seconds,
         "phases": outcome.phases,
@@ -72,6 +76,7 @@ def result(
         },
         "data_free": outcome.data_free,
         "evaluation": evaluations[network.name],
+        "unscored": origin.unscored(evaluations[network.name], bool(config.evaluations)),
         "chosen": network.name,
         "candidates": [_brief(each, evaluations) for each in outcome.candidates],
         "depths": [

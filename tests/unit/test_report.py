@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfka_dist.origin import NO_DATA, ONLY_HERE, PARTIAL_DATA
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 
 SCORE = {"mAP": 0.9, "accuracy": 0.8}
@@ -24,6 +25,8 @@ RESULT: dict[str, Any] = {
     "version": "0.1.0",
     "seed": 7,
     "recipe": "joint",
+    "images": "synthesized",
+    "start": False,
     "steps": 30,
     "seconds": {"wall": 3700.0, "cpu": 5000.0},
     "phases": [
@@ -71,7 +74,12 @@ RESULT: dict[str, Any] = {
             }
         },
     },
+    "unscored": None,
+    "chosen": "fine-tuned",
+    "candidates": [],
+    "depths": [],
 }
+LABELS = RESULT["target"]["labels"]
 POOLED = ("dataset", "examples", "teachers", "target", "retention", "per_label")
 
 
@@ -88,12 +96,53 @@ def record(global_step: int, phase: str = "joint", **losses: float) -> dict[str,
     }
 
 
-def with_evaluation(value: Any) -> dict[str, Any]:
-    return {**copy.deepcopy(RESULT), "evaluation": value}
+def with_evaluation(value: Any, unscored: str | None) -> dict[str, Any]:
+    return {**copy.deepcopy(RESULT), "evaluation": value, "unscored": unscored}
+
+
+def without_data() -> dict[str, Any]:
+    return with_evaluation(None, NO_DATA)
 
 
 def without_pooled_figures() -> dict[str, Any]:
-    return with_evaluation({**RESULT["evaluation"], **dict.fromkeys(POOLED)})
+    return with_evaluation({**RESULT["evaluation"], **dict.fromkeys(POOLED)}, PARTIAL_DATA)
+
+
+def learned_from(images: str, **more: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(RESULT), "recipe": "distill", "images": images, **more}
+
+
+def teacherless() -> dict[str, Any]:
+    """Learned from an archive, and scored alone."""
+    made = learned_from("archive")
+    made["teachers"][0]["sha256"] = ""
+    scores = made["evaluation"]
+    scores["teachers"] = scores["retention"] = None
+    scores["per_label"] = {label: {"teacher": None, "target": 0.5} for label in LABELS}
+    scores["per_teacher"]["cats"] |= {"teacher": None, "retention": None}
+    return made
+
+
+def with_depths() -> dict[str, Any]:
+    """A result at depth 4, and two networks beside it that hold more and score higher."""
+    made = copy.deepcopy(RESULT)
+    made["candidates"] = [network("joint 20", 105000, 0.9), network("fine-tuned", 105000, 0.96)]
+    made["depths"] = [
+        network(f"depth {depth}", parameters, kept) | {"branch_points": {"cats": depth}}
+        for depth, parameters, kept in ((1, 145000, 0.98), (2, 125000, 0.97))
+    ]
+    return made
+
+
+def network(name: str, parameters: int, kept: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "parameters": parameters,
+        "agreement": 0.9,
+        "target": SCORE,
+        "retention": {"mAP": 1.0, "accuracy": kept},
+        "per_teacher": {"cats": {"mAP": 1.0, "accuracy": 1.0}},
+    }
 
 
 def report(folder: Path, result: dict[str, Any] = RESULT, **more: Any) -> str:
@@ -255,11 +304,11 @@ def test_report_falls_back_to_precision_where_there_is_no_accuracy(tmp_path: Pat
 
 
 def test_report_says_that_there_were_no_test_data(tmp_path: Path) -> None:
-    assert "There were no test data" in report(tmp_path, with_evaluation(None))
+    assert "There were no test data" in report(tmp_path, without_data())
 
 
 def test_report_without_test_data_leads_with_agreement(tmp_path: Path) -> None:
-    assert "93.1 %" in report(tmp_path, with_evaluation(None)).split("<section>")[0]
+    assert "93.1 %" in report(tmp_path, without_data()).split("<section>")[0]
 
 
 def test_report_says_that_no_data_set_covers_all_labels(tmp_path: Path) -> None:
@@ -276,7 +325,9 @@ def test_report_shows_each_teacher(tmp_path: Path) -> None:
 
 
 def test_report_shows_coverage(tmp_path: Path) -> None:
-    row = report(tmp_path).split("Without data")[1].split("<td>tabby</td>")[1].split("</tr>")[0]
+    row = (
+        report(tmp_path).split("Without test data")[1].split("<td>tabby</td>")[1].split("</tr>")[0]
+    )
     assert re.findall(r'class="n">([^<]*)<', row) == ["40.0 %", "0.75"]
 
 
@@ -334,6 +385,110 @@ def test_report_is_the_same_each_time(tmp_path: Path) -> None:
     assert report(tmp_path) == report(tmp_path)
 
 
+# the curve over depths
+
+
+def rows_of(table: str) -> list[list[str]]:
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+
+
+def test_every_depth_has_a_point_and_a_row_and_the_chosen_one_is_marked(tmp_path: Path) -> None:
+    section = report(tmp_path, with_depths()).split("What keeping more of the teachers gains")[1]
+    section = section.split("</section>")[0]
+    points = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', section)
+    assert points == [("0.00", "100.00", "3"), ("50.00", "50.00", "1.8"), ("100.00", "0.00", "1.8")]
+    assert 'points="0.00,100.00 50.00,50.00 100.00,0.00 "' in section
+    assert [row[:4] for row in rows_of(section)] == [
+        ["<b>4, chosen</b>", "105,000", "1.05", "96.00 %"],
+        ["2", "125,000", "1.25", "97.00 %"],
+        ["1", "145,000", "1.45", "98.00 %"],
+    ]
+
+
+def test_without_other_depths_the_report_says_why(tmp_path: Path) -> None:
+    page = report(tmp_path)
+    assert "training.branch_steps is 0" in page and "<circle" not in page
+
+
+def test_what_the_result_was_chosen_from_is_a_row_each(tmp_path: Path) -> None:
+    section = report(tmp_path, with_depths()).split("What the result was chosen from")[1]
+    names = [row[0] for row in rows_of(section.split("</section>")[0])]
+    assert names == ["joint 20", "<b>fine-tuned, chosen</b>"]
+
+
+# where a target comes from
+
+NEVER_REAL = "it never saw a real image of what it names"
+NONE_OF_THEIRS = "none of its training data"
+TOLD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "joint": (RESULT, ["trained only on synthesized images", NEVER_REAL, NONE_OF_THEIRS]),
+    "noise": (learned_from("noise"), ["trained only on noise images", NONE_OF_THEIRS]),
+    "archive": (
+        learned_from("archive"),
+        ["trained only on images that an earlier run had synthesized", NEVER_REAL, NONE_OF_THEIRS],
+    ),
+    "teacherless": (
+        teacherless(),
+        ["what 1 trained classifier had said of images", NEVER_REAL, NONE_OF_THEIRS],
+    ),
+    "folder": (
+        learned_from("folder"),
+        ["the images of a folder, without their labels", "trained only on the images of a folder"],
+    ),
+    "a saved target": (
+        learned_from("archive", start=True),
+        ["and a target that had learned before", "went on from a saved target"],
+    ),
+}
+UNKNOWN = ("folder", "a saved target")
+"""Whose images may have been real, or the teachers' own."""
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_a_model_card_says_what_its_network_learned_from_and_no_more(
+    tmp_path: Path, case: str
+) -> None:
+    result, told = TOLD[case]
+    made = card(tmp_path, result)
+    assert [part for part in told if part not in made] == []
+    if case in UNKNOWN:
+        untold = (NEVER_REAL, "none of its", "data-free", "did not learn from")
+        assert [part for part in untold if part in made] == []
+    else:
+        assert "data-free" in made and "which the run did not learn from" in made
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_a_report_promises_that_training_data_were_not_used_only_where_that_is_known(
+    tmp_path: Path, case: str
+) -> None:
+    assert (NONE_OF_THEIRS in report(tmp_path, TOLD[case][0])) == (case not in UNKNOWN)
+
+
+@pytest.mark.parametrize("images", ["noise", "digits", "parquet", "idx", "folder", "archive"])
+def test_only_what_was_synthesized_is_called_so(tmp_path: Path, images: str) -> None:
+    made = learned_from(images, evaluation=None, unscored=NO_DATA)
+    page, text = report(tmp_path, made), card(tmp_path, made)
+    assert "synthesized images" not in page + text
+    assert "There are none: the target learned from" in page
+
+
+def test_a_target_without_teachers_is_shown_alone(tmp_path: Path) -> None:
+    page, text = report(tmp_path, teacherless()), card(tmp_path, teacherless())
+    head, scores = page.split("<section>")[0], page.split("Scores per label")[1]
+    assert "87.6 %" in head and "teachers side by side" not in head and "retention" not in head
+    assert "The teachers were not there" in head
+    assert "teacher</th>" not in scores.split("</section>")[0]
+    assert "| top-1 accuracy | 87.6 % |\n" in text and "side by side" not in text
+    assert "| cats | shelter | 1,234 | 80.0 % | \N{EN DASH} | 90.0 % | \N{EN DASH} |" in text
+
+
+def test_agreement_is_not_to_be_compared_between_runs(tmp_path: Path) -> None:
+    made = without_data()
+    assert f"93.1 %. {ONLY_HERE}" in report(tmp_path, made)
+    assert f"93.1 % of the cases. {ONLY_HERE}" in card(tmp_path, made)
+
+
 # the model card
 
 
@@ -346,7 +501,7 @@ def test_model_card_gives_the_scores(tmp_path: Path) -> None:
 
 
 def test_model_card_says_that_there_are_no_scores(tmp_path: Path) -> None:
-    assert "There are none" in card(tmp_path, with_evaluation(None))
+    assert "There were no test data" in card(tmp_path, without_data())
 
 
 def test_model_card_says_that_no_data_set_covers_all_labels(tmp_path: Path) -> None:
@@ -355,10 +510,6 @@ def test_model_card_says_that_no_data_set_covers_all_labels(tmp_path: Path) -> N
 
 def test_model_card_names_teachers(tmp_path: Path) -> None:
     assert "| cats | multi label |" in card(tmp_path)
-
-
-def test_model_card_says_what_it_was_trained_on(tmp_path: Path) -> None:
-    assert "trained on synthesized images only" in card(tmp_path)
 
 
 def test_model_card_keeps_a_table_whole_whatever_a_label_holds(tmp_path: Path) -> None:
