@@ -49,7 +49,10 @@ class Contents(Node):
         | column | its global index within the batch of that step |
         | home | the teacher that it was made for, by its number in `teachers`; -1 for none |
         | asked | the labels that it was asked to show |
-        | logits.NAME | K float32, for every teacher |
+        | logits.NAME | K float32, for every teacher; zeros if it was not asked |
+
+        Only its home was asked about an image that has one, and all teachers about an image
+        without: the zeros of the others, where `home` is neither -1 nor theirs, say nothing.
         """
         types = {
             "image": pyarrow.binary(2 * math.prod(self.shape)),

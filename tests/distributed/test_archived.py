@@ -102,6 +102,17 @@ def test_a_run_leaves_every_image_of_its_joint_phase(source: str, family: Family
     assert [teacher.name for teacher in archive.teachers] == [spec.name for spec in family]
 
 
+def test_an_archive_has_zeros_of_teachers_that_were_not_asked_about_an_image(
+    source: str, family: Family
+) -> None:
+    archive = Archive.open(source.removeprefix("archive:"), "training.images")
+    batch = next(archive.batches(size=len(archive), seed=0))
+    for number, spec in enumerate(family):
+        asked = (batch.homes < 0) | (batch.homes == number)
+        said = batch.logits[spec.name] != 0
+        assert said[asked].any(dim=1).all() and not said[~asked].any()
+
+
 def test_a_target_learns_from_an_archive(
     source: str, family: Family, make: Make, teachers: LocalTeachers
 ) -> None:
