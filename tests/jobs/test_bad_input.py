@@ -334,6 +334,18 @@ def test_an_archive_below_a_file(refused: Refused, tmp_path: Path) -> None:
     assert line.startswith("error: training.archive: ")
 
 
+def test_some_teachers_without_weights_beside_others(refused: Refused) -> None:
+    line = refused("--set", "teachers.1.weights=null")
+    start = "error: teachers.1.weights: is null, but other teachers have weights ("
+    assert line.startswith(f"{start}either all teachers or none without weights; ")
+
+
+def test_no_weights_and_no_archive(refused: Refused) -> None:
+    without = ("--set", "teachers.0.weights=null", "--set", "teachers.1.weights=null")
+    line = refused(*without)
+    assert line == "error: teachers.0.weights: is missing (a .safetensors or .pt file)"
+
+
 # evaluate
 
 
