@@ -17,17 +17,27 @@ from running import Ended, keys, run, traces
 from dfka_dist.config import TeacherSpec
 from dfka_dist.models.target import TargetNet
 
-STEPS = {"joint": 8, "rehearsal": 4, "fine_tune": 4}
+STEPS = {"joint": 8, "rehearsal": 4, "filters": 2, "branches": 2, "fine_tune": 4}
 LABELS = ["0", "1", "2", "3"]
 SCORES = {"mAP": None, "accuracy": None}
+BRIEF = {
+    "name": None,
+    "parameters": None,
+    "agreement": None,
+    "target": SCORES,
+    "retention": SCORES,
+    "per_teacher": {"low": SCORES, "high": SCORES},
+}
 RESULT = {
     "name": None,
     "version": None,
     "seed": None,
     "recipe": None,
+    "images": None,
+    "start": None,
     "steps": None,
     "seconds": {"wall": None, "cpu": None, "saving": None},
-    "phases": [{"name": None, "steps": None, "seconds": None}] * 3,
+    "phases": [{"name": None, "steps": None, "seconds": None}] * 5,
     "teachers": [
         {"name": None, "task": None, "labels": [None] * 2, "parameters": None, "sha256": None}
     ]
@@ -51,14 +61,11 @@ RESULT = {
             for name in ("low", "high")
         },
     },
+    "unscored": None,
     "chosen": None,
-    "candidates": [
-        {"name": None, "parameters": None, "agreement": None, "target": SCORES}
-        | {"retention": SCORES, "per_teacher": {"low": SCORES, "high": SCORES}}
-    ]
-    * 9,
-    "depths": [],
-    "dual_losses": {},
+    "candidates": [BRIEF] * 9,
+    "depths": [BRIEF | {"branch_points": {"low": None, "high": None}}] * 2,
+    "dual_losses": {name: dict.fromkeys("123") for name in ("low", "high")},
 }
 """The names of design.md, in its order."""
 
@@ -78,10 +85,13 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The tiny run, with test data."""
+def finished(
+    tiny: dict[str, Any], write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """The tiny run, with test data and targets at other depths."""
     place = tmp_path_factory.mktemp("finished")
-    config, folder, before = write(place), place / "run", traces()
+    training = tiny["training"] | {"branch_steps": 2}
+    config, folder, before = write(place, training=training), place / "run", traces()
     ended = run("amalgamate", "--config", config, "--output", folder)
     return Finished(config, folder, ended, traces() - before)
 
@@ -93,20 +103,44 @@ def again(
     make_teacher: Callable[..., TeacherSpec],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Finished:
-    """The same run without test data, where results go if nobody says where; and with a teacher
-    that knows nothing of what is wanted."""
+    """The same run without test data and other depths, where results go if nobody says where; it
+    keeps its images, and has a teacher that knows nothing of what is wanted."""
     place = tmp_path_factory.mktemp("again")
+    same = [make_teacher(spec["name"], spec["labels"]).model_dump() for spec in tiny["teachers"]]
     idle = make_teacher("idle", ["7", "8"]).model_dump()
     config = write(
         place,
         evaluations=None,
-        teachers=[*tiny["teachers"], idle],
+        teachers=[*same, idle],
+        training=tiny["training"] | {"archive": "images"},
         target=tiny["target"] | {"labels": LABELS},
         losses={"distill": {"idle": 3.0}},
     )
     before = traces()
     ended = run("amalgamate", "--config", config, cwd=place)
     return Finished(config, place / "runs" / "tiny", ended, traces() - before)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    tiny: dict[str, Any],
+    write: Callable[..., Path],
+    again: Finished,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
+    """A run that learns from the images that another kept, when all teachers' files are gone."""
+    for spec in yaml.safe_load(again.config.read_text())["teachers"]:
+        Path(spec["weights"]).unlink()
+    place = tmp_path_factory.mktemp("alone")
+    images = f"archive:{again.config.parent / 'images'}"
+    config = write(
+        place,
+        teachers=[spec | {"weights": None} for spec in tiny["teachers"]],
+        training=tiny["training"] | {"recipe": "distill", "images": images},
+    )
+    folder, before = place / "run", traces()
+    ended = run("amalgamate", "--config", config, "--output", folder)
+    return Finished(config, folder, ended, traces() - before)
 
 
 def test_it_ends_with_code_0(finished: Finished) -> None:
@@ -137,6 +171,12 @@ def test_its_result_has_the_names_that_are_promised(finished: Finished) -> None:
     found = finished.result
     found["data_free"] = dict.fromkeys(found["data_free"])  # a figure or more for each of these
     assert keys(found) == RESULT
+
+
+def test_its_result_has_a_network_for_every_other_depth(finished: Finished) -> None:
+    points = [each["branch_points"] for each in finished.result["depths"]]
+    assert points == [{"low": depth, "high": depth} for depth in (1, 2)]
+    assert (finished.folder / "report.html").read_text().count("<circle ") == 3
 
 
 def test_its_metrics_are_a_record_every_other_step(finished: Finished) -> None:
@@ -195,7 +235,8 @@ def test_a_teacher_that_knows_nothing_of_what_is_wanted_is_left_out_with_a_warni
 
 
 def test_without_test_data_there_is_no_evaluation(again: Finished) -> None:
-    assert again.result["evaluation"] is None
+    found = again.result
+    assert (found["evaluation"], found["unscored"]) == (None, "no data")
 
 
 def test_without_test_data_the_report_says_so(again: Finished) -> None:
@@ -205,6 +246,43 @@ def test_without_test_data_the_report_says_so(again: Finished) -> None:
 
 def test_without_test_data_stdout_shows_the_agreement(again: Finished) -> None:
     assert again.ended.out.startswith("no score for all labels at once; agreement on ")
+
+
+def test_a_target_learns_from_an_archive_when_its_teachers_are_gone(alone: Finished) -> None:
+    assert alone.ended.code == 0, alone.ended.err
+    net = TargetNet.from_pretrained(alone.folder / "target_net")
+    assert net.predict(torch.rand(5, 1, 16, 16)).shape == (5, len(LABELS))
+    assert alone.traces == set()
+
+
+def test_a_target_without_teachers_is_scored_alone(alone: Finished) -> None:
+    found = alone.result
+    told = found["evaluation"]
+    assert (found["images"], found["unscored"]) == ("archive", None)
+    assert told["target"]["accuracy"] is not None and told["target"]["mAP"] is not None
+    assert told["teachers"] is None and told["retention"] is None
+    (warning,) = [line for line in alone.ended.err.splitlines() if line.startswith("warning: ")]
+    assert warning.endswith("so the target is scored alone")
+    assert re.match(r"squares: top-1 \d\.\d{4}, no teachers to be beside\n", alone.ended.out)
+
+
+def test_evaluating_a_target_without_teachers_gives_the_same_figures(
+    alone: Finished, call: Callable[..., Ended]
+) -> None:
+    target = alone.folder / "target_net"
+    ended = call("evaluate", "--target-net", target, "--config", alone.config)
+    assert json.loads(ended.out) == alone.result["evaluation"]
+    assert ended.err.endswith("so the target is scored alone\n")
+
+
+def test_a_run_goes_on_with_that_target_and_with_no_other(
+    alone: Finished, call: Callable[..., Ended], tmp_path: Path
+) -> None:
+    start = f"target.start={alone.folder / 'target_net'}"
+    given = ("--config", alone.config, "--output", tmp_path / "o", "--dry-run", "--set", start)
+    assert call("amalgamate", *given).code == 0
+    other = call("amalgamate", *given, "--set", 'target.labels=["0", "3"]')
+    assert other.refusal.startswith("error: target.start: ")
 
 
 def test_the_report_is_one_file_that_opens_without_a_network(finished: Finished) -> None:
