@@ -117,7 +117,7 @@ def test_a_worker_that_is_late_is_named_when_the_others_give_up(
     nodes: Cluster, undisturbed: Job
 ) -> None:
     """It is frozen, as by a device that hangs, and removed with all that the run had."""
-    job = nodes.start("frozen", sets={"training.timeout": 5})
+    job = nodes.start("frozen", sets={"training.timeout": 5, "serving.timeout": 4})
     job.wait_for_step(MIDDLE)
     late = nodes.far
     nodes.on(late, "RayTrainWorker")[0].suspend()
