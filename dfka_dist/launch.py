@@ -25,6 +25,7 @@ from dfka_dist.config import RunConfig
 from dfka_dist.errors import DfkaError
 from dfka_dist.loading import dump, parse
 from dfka_dist.notices import Failure, Inbox, Meeting, NoticeBoard, Seat, Warner
+from dfka_dist.presence import Presence, clear_away
 from dfka_dist.teachers.pool import beside_the_driver
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
@@ -104,6 +105,7 @@ def amalgamate(
     conductor = ray.remote(_Conductor).options(**options).remote()
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
+    watch: Watch | None = None
             running = conductor.fit.remote(config, given, storage)
             watch = Watch(conductor, running, stopping, config.training)
             return watch.to_the_end(on_record, on_warning)
@@ -111,6 +113,8 @@ def amalgamate(
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
 
 
+        if watch is not None and watch.controller is not None:
+            clear_away(watch.controller)
 def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
     return TorchTrainer(
         _work,
@@ -129,6 +133,7 @@ def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> T
             worker_runtime_env={"env_vars": _environment(config)},
         ),
         torch_config=OwnInterface(
+            callbacks=[Presence(conductor)],
             backend="nccl" if config.training.worker_gpus else "gloo",
             timeout_s=int(config.training.timeout),
         ),

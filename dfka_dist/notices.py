@@ -71,6 +71,10 @@ class News:
     that were in it then."""
 
 
+    alone: float | None = 0.0
+    """Seconds without any worker; None while there are some."""
+    controller: str | None = None
+    """Ray Train's, its id as an actor."""
 class NoticeBoard:
     """Keeps what is told until somebody collects it."""
 
@@ -79,6 +83,21 @@ class NoticeBoard:
         self._stops = False
 
     def meet(self, meeting: Meeting) -> None:
+        self._alone_since: float | None = time.monotonic()
+        self._turn = 0
+        self._controller: str | None = None
+
+    def stand(self, turn: int, *, stands: bool, controller: str) -> None:
+        """Workers are there, or not.
+
+        Args:
+            turn: 1, 2, ...; an earlier one may arrive later.
+            controller: who says so.
+        """
+        if turn < self._turn:
+            return
+        self._turn, self._controller = turn, controller
+        self._alone_since = None if stands else self._alone_since or time.monotonic()
         """Workers are there; those of before are gone, and with them where they were."""
         self._news.meeting, self._news.waited = meeting, {}
 
@@ -118,6 +137,9 @@ class NoticeBoard:
         """Tell the workers to stop."""
         self._stops = True
 
+        since = self._alone_since
+        news.alone = None if since is None else time.monotonic() - since
+        news.controller = self._controller
     def stops(self) -> bool:
         """Whether they are to."""
         return self._stops

@@ -30,6 +30,7 @@ FREE = (
     "worker_cpus",
     "worker_gpus",
     "workers",
+    "start_timeout",
 )
 """What may change under `training` from one start of a run to the next."""
 

@@ -13,6 +13,7 @@ from dfka_dist import clusters
 from dfka_dist.config import TrainingSpec
 from dfka_dist.errors import DfkaError, Interrupted, RunFailed
 from dfka_dist.notices import Meeting, News
+from dfka_dist.teachers.pool import free_now
 from dfka_dist.training.diary import Record
 from dfka_dist.training.outcome import Outcome
 
@@ -22,8 +23,9 @@ POLL_SECONDS = 0.5
 ALL_IN = 2.0
 """Seconds in which those that wait in one collective say so after the first."""
 PATIENCE = 45.0
-"""Seconds that all workers have to end when one has told why. Ray Train that is killed before its
-workers have ended leaves its placement group, on a cluster without a dashboard for good."""
+"""Seconds that all workers have to end when one has told why."""
+REMINDING = 60.0
+"""Seconds without any worker from one warning to the next."""
 
 
 class Watch:
@@ -40,7 +42,12 @@ class Watch:
         self, conductor: Any, running: Any, stopping: Callable[[], bool], training: TrainingSpec
     ) -> None:
         self._conductor, self._running, self._stopping = conductor, running, stopping
+        self._training = training
+        self._home = ray.get_runtime_context().get_node_id()
         self._timeout, self._grace = training.timeout, training.checkpoint.grace
+        self.controller: str | None = None
+        """Ray Train's, its id as an actor, as soon as that is known."""
+        self._reminded = 0
         self._latest: float | None = None
         self._all_in: float | None = None
 
@@ -72,6 +79,8 @@ class Watch:
             return news.end
         raise _failed(ray.get(self._running))
 
+            if not over and news.alone is not None:
+                self._remind(news.alone, on_warning)
     def _collected(self) -> News:
         news: News = ray.get(self._conductor.collect.remote())
         for story in news.stories:
@@ -79,6 +88,9 @@ class Watch:
             log.info("a worker failed when the run was over: %s", story)
         return news
 
+        self.controller = news.controller
+        if news.alone is None:
+            self._reminded = 0
     def _late(self, news: News, over: bool) -> RunFailed | None:
         """Why workers waited for others too long, when all have said so that did."""
         if not news.waited:
@@ -91,8 +103,21 @@ class Watch:
     def _stop_if_told(self, meeting: Meeting | None) -> None:
         """A node that is drained stops only a run that makes a checkpoint then."""
         keeps = meeting is not None and meeting.keeps
-        nodes = meeting.nodes if meeting is not None and keeps else frozenset()
+        nodes = meeting.nodes | {self._home} if meeting is not None and keeps else frozenset()
         if self._latest is not None:
+    def _remind(self, alone: float, on_warning: Callable[[str], None]) -> None:
+        """Say now and then that no worker is there, and end the run when that lasts too long."""
+        latest = self._training.start_timeout
+        if alone < min((self._reminded + 1) * REMINDING, latest):
+            return
+        self._reminded = int(alone // REMINDING)
+        what = f"no worker for {alone:.0f} s: {wanted(self._training)}; free now: {free_now()}"
+        if alone >= latest:
+            raise RunFailed(
+                f"{what}; ask for less under training, or wait longer with training.start_timeout"
+            )
+        on_warning(what)
+
             if time.monotonic() > self._latest:
                 raise Interrupted(f"stopped; no checkpoint was made within {self._grace:g} s")
         elif self._stopping() or nodes & clusters.draining():
@@ -106,6 +131,15 @@ def lateness(meeting: Meeting | None, waited: Mapping[int, int], timeout: float)
 
     Args:
         waited: steps by the ranks of those that waited.
+def wanted(training: TrainingSpec) -> str:
+    """What Ray is asked for, for the workers."""
+    fewest, most = training.worker_range[0], training.worker_range[-1]
+    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    gpus = f" and {training.worker_gpus} GPU" if training.worker_gpus else ""
+    where = f" on nodes with {training.node_labels}" if training.node_labels else ""
+    return f"wanted are {count} of {training.worker_cpus:g} CPU{gpus}{where}"
+
+
     """
     seats = dict(enumerate(meeting.seats)) if meeting is not None else {}
 

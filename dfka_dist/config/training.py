@@ -199,8 +199,12 @@ class TrainingSpec(Node):
     report_every: Count = 10
     max_failures: MaybeNone = 3
     """How often workers that died are started again, from the newest checkpoint."""
-    timeout: Seconds = 600.0
-    """Seconds after which a collective that waits ends the run."""
+    timeout: Seconds = 900.0
+    """Seconds after which a collective that waits ends the run; more than `serving.timeout`, so
+    that a teacher that is late is named before a worker that waits for it."""
+    start_timeout: Seconds = 600.0
+    """Seconds without any worker, because there is no room or nodes are still to come, after which
+    the run ends."""
 
     @property
     def worker_range(self) -> range:

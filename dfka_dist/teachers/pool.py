@@ -36,6 +36,12 @@ def beside_the_driver() -> dict[str, Any]:
     return {"label_selector": {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}}
 
 
+def free_now() -> dict[str, float]:
+    """CPUs and GPUs of the whole cluster that nobody has."""
+    free = ray.available_resources()
+    return {kind: free.get(kind, 0.0) for kind in ("CPU", "GPU") if kind == "CPU" or kind in free}
+
+
 class TeacherPool:
     """Starts every server of a plan; a context manager that leaves nothing behind.
 
@@ -146,14 +152,9 @@ class TeacherPool:
         )
         if not group.wait(self._serving.start_timeout):
             remove_placement_group(group)
-            free = {
-                kind: amount
-                for kind, amount in ray.available_resources().items()
-                if kind in ("CPU", "GPU")
-            }
             raise RunFailed(
                 f"the cluster did not give {bundles} within {self._serving.start_timeout:g} s; "
-                f"free now: {free}; "
+                f"free now: {free_now()}; "
                 "ask for less under serving, or wait longer with serving.start_timeout"
             )
         return group

@@ -14,7 +14,7 @@ import ray
 import torch
 from torch import Tensor
 
-from dfka_dist import launch
+from dfka_dist import launch, watching
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.errors import Interrupted, RunFailed, TeacherUnavailable
 from dfka_dist.teachers.local import LocalTeachers
@@ -29,7 +29,7 @@ from distributed.custom_shelf import OneSided
 
 Tiny = Callable[..., RunConfig]
 SOON = 60.0
-"""Seconds; a collective would wait for 600."""
+"""Seconds; a collective would wait for 900."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,20 @@ def test_two_workers_that_lose_a_teacher_end_soon_and_say_which(
         with pytest.raises(TeacherUnavailable, match="teacher third has no server left"):
             launch.amalgamate(config, pool.teachers, kill)
         assert time.monotonic() - ended[0] < SOON
+    assert left_since(before) == set()
+
+
+def test_workers_without_room_are_told_of_and_end_the_run(
+    tiny: Tiny, teachers: ServedTeachers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train would try for ever; and nobody else removes the group that it waits for."""
+    monkeypatch.setattr(watching, "REMINDING", 2.0)
+    before, warnings = alive(), list[str]()
+    config = tiny(workers=2, worker_cpus=64.0, start_timeout=5.0)
+    said = r"no worker for \d s: wanted are 2 of 64 CPU; free now: {'CPU': .*training.start_timeout"
+    with pytest.raises(RunFailed, match=said):
+        launch.amalgamate(config, teachers, [].append, on_warning=warnings.append)
+    assert [each[:17] for each in warnings] == ["no worker for 2 s", "no worker for 4 s"]
     assert left_since(before) == set()
 
 

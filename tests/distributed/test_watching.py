@@ -49,6 +49,14 @@ def test_a_workers_node_that_is_drained_stops_the_run(board: ray.actor.ActorHand
     assert is_stopped(board, on("here", DRAINED))
 
 
+def test_the_drivers_own_node_that_is_drained_stops_the_run(
+    board: ray.actor.ActorHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {ray.get_runtime_context().get_node_id(): 0}
+    monkeypatch.setattr(ray_state.state, "get_draining_nodes", lambda: own)
+    assert is_stopped(board, on("here"))
+
+
 def test_a_drained_node_that_workers_have_left_does_not_stop_the_run(
     board: ray.actor.ActorHandle,
 ) -> None:
@@ -85,3 +93,20 @@ def test_who_was_late_is_named(board: ray.actor.ActorHandle, in_vain: list[int],
 
 def test_a_worker_that_fails_alone_is_to_be_started_again(board: ray.actor.ActorHandle) -> None:
     assert not ray.get(board.fail.remote(Failure(0, 7, waited=False, story="closed by peer")))
+
+
+@pytest.mark.parametrize(
+    ("told", "alone"), [([], True), ([False, True], False), ([False, True, False], True)]
+)
+def test_the_board_knows_whether_workers_are_there(told: list[bool], alone: bool) -> None:
+    board = NoticeBoard()
+    for turn, stands in enumerate(told, start=1):
+        board.stand(turn, stands=stands, controller="any")
+    assert (board.collect().alone is not None) == alone
+
+
+def test_an_old_word_of_workers_that_arrives_late_is_passed_over() -> None:
+    board = NoticeBoard()
+    board.stand(2, stands=True, controller="any")
+    board.stand(1, stands=False, controller="any")
+    assert board.collect().alone is None

@@ -21,7 +21,15 @@ from dfka_dist.config import RunConfig
 Rendered = Callable[[str], list[dict[str, Any]]]
 OF_THE_CLUSTER = {
     "run": {"address"},
-    "training": {"checkpoint", "node_labels", "threads", "workers", "worker_gpus", "worker_cpus"},
+    "training": {
+        "checkpoint",
+        "node_labels",
+        "start_timeout",
+        "threads",
+        "workers",
+        "worker_gpus",
+        "worker_cpus",
+    },
     "serving": {
         "node_labels",
         "gpus",

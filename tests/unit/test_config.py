@@ -297,6 +297,7 @@ def test_value_out_of_range_is_refused_by_its_key(
     "key",
     [
         "training.timeout",
+        "training.start_timeout",
         "training.worker_cpus",
         "serving.cpus",
         "serving.gpus",

@@ -77,12 +77,13 @@ def rooms(*modules: str) -> set[str]:
 
 
 SEAMS = {
-    "ray.train": rooms("launch", "wires"),
+    "ray.train": rooms("launch", "presence", "wires"),
     "ray.tune": rooms(*(f"tuning/{m}" for m in ("trial", "sampling", "listening", "sweep"))),
     "ray": rooms(
         "launch",
         "clusters",
         "notices",
+        "presence",
         "wires",
         "watching",
         *(f"tuning/{m}" for m in ("trial", "listening", "sweep")),

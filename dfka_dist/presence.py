@@ -1,0 +1,71 @@
+"""Whether workers stand, as Ray Train's controller tells, and what is left of one that was killed.
+
+Ray Train tries again for ever where there is no room for its workers, and says so to nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray._private import state as ray_state
+from ray._raylet import PlacementGroupID
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import state as states
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+WITHOUT = (
+    states.InitializingState,
+    states.SchedulingState,
+    states.ReschedulingState,
+    states.RestartingState,
+    states.ResizingState,
+)
+"""States of a controller in which no worker computes."""
+PATIENCE = 10.0
+"""Seconds in which a controller that was killed is dead."""
+
+
+class Presence(ControllerCallback):  # type: ignore[misc]
+    """Goes with the controller, and tells a board whenever its state changes.
+
+    Args:
+        board: an actor that is a `NoticeBoard`.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board, self._turn = board, 0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See `ControllerCallback`."""
+        self._tell(stands=False)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """See `ControllerCallback`."""
+        self._tell(stands=not isinstance(current_state, WITHOUT))
+
+    def _tell(self, *, stands: bool) -> None:
+        self._turn += 1
+        controller = ray.get_runtime_context().get_actor_id()
+        self._board.stand.remote(self._turn, stands=stands, controller=controller)
+
+
+def clear_away(controller: str) -> None:
+    """Remove the placement groups of a controller that was killed, as soon as it is dead.
+
+    Ray Train's own cleaner asks the dashboard, which need not be there, and knows of no group that
+    is still waited for.
+
+    Args:
+        controller: its id as an actor.
+    """
+    latest = time.monotonic() + PATIENCE
+    while ray_state.actors(controller).get("State") != "DEAD" and time.monotonic() < latest:
+        time.sleep(0.05)
+    for told in ray_state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(told)
+        is_gone = group.state == PlacementGroupTableData.REMOVED
+        if group.creator_actor_id.hex() == controller and not is_gone:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
