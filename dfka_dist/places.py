@@ -144,8 +144,7 @@ class Place:
                 self.files.open_output_stream(probe).close()
                 self.files.delete_file(probe)
         except UNREACHABLE as error:
-            what = f"cannot be written: {self.plain(error)}"
-            raise self.error(what, "a place where files can be written") from None
+            raise self.unwritable(error) from None
 
     def create(self, name: str) -> Any:
         """A stream for a new file, which readers see after `publish`."""
@@ -172,6 +171,11 @@ class Place:
         """An error about this place, or a file there, because of what pyarrow said."""
         what = f"{name} cannot be read: {self.plain(error)}".lstrip()
         return self.error(what, "a folder or a pyarrow.fs URI that can be read")
+
+    def unwritable(self, error: BaseException) -> InputError:
+        """An error about this place, because of what pyarrow said when it was written to."""
+        what = f"cannot be written: {self.plain(error)}"
+        return self.error(what, "a place where files can be written")
 
     def plain(self, error: BaseException) -> str:
         """What pyarrow said, without what nobody may see."""

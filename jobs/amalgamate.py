@@ -57,11 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         placement = planned or ready.plan(nodes)
         shelf = resuming.reachable(shelf, config, len(nodes))
         if arguments.resume:
+        if shelf is not None and arguments.resume:
+            resuming.refuse_lost(shelf, folder)
+        if shelf is not None:  # it may refuse, and then earlier results are to be there still
+            shelf.begin(anew=not arguments.resume)
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            commandline.emptied(folder, results.LEFT)
-        if shelf is not None:
-            shelf.begin(anew=not arguments.resume)
+            _empty(folder, shelf)
         _warn(given, ready)
         _run(given, ready, folder, placement, shelf, began)
 
@@ -80,6 +82,12 @@ def _shelf(
 
 
 def _run(
+def _empty(folder: Path, shelf: FolderShelf | None) -> None:
+    """Let an earlier run's results go; a shelf that lies there is empty already."""
+    own = None if shelf is None else Path(shelf.place.folder)
+    commandline.emptied(folder, [name for name in results.LEFT if folder / name != own])
+
+
     given: RunConfig,
     ready: preparing.Prepared,
     folder: Path,
@@ -118,6 +126,8 @@ def _run(
                 network.name: scorer.score(results.rebuilt(network)) for network in outcome.networks
             }
             cpu = outcome.cpu_seconds + served_seconds() + time.process_time()
+            if shelf is not None:
+                shelf.refuse_another_start()  # which writes to the same folder
         seconds = {
             "wall": round(time.monotonic() - began, 1),
             "cpu": round(cpu, 1),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dfka_dist.training.carrying import fetch, put, raw
 from dfka_dist.training.checkpoint import Reading, Writing
 from dfka_dist.training.collectives import gathered, rank_and_size, said_by_any
 from dfka_dist.training.desk import Desk, clear_abandoned
+from dfka_dist.training.fence import Fence
 from dfka_dist.training.lists import LASTING, RUN, BrokenCheckpoint, read_json
 from dfka_dist.training.pruning import name_of, prune, steps_in
 
@@ -40,20 +42,28 @@ class FolderShelf:
         uri: absolute path or `pyarrow.fs` URI of a folder, of this run alone.
         keep: how many of the newest stay.
         identity: what may not differ when the run goes on.
+        start: mark of the start of the run that it belongs to, once that has begun.
 
     Raises:
         InputError: there is no such kind of file system.
     """
 
-    def __init__(self, uri: str, keep: int, identity: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        keep: int,
+        identity: dict[str, Any] | None = None,
+        start: str | None = None,
+    ) -> None:
         self._uri, self._identity, self._keep = uri, identity or {}, keep
         self.place = Place(uri, KEY)
+        self._fence = Fence(self.place, start)
         self._files, self._root = self.place.files, self.place.folder
         self._desk: Desk | None = None
         self._broken: set[int] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FolderShelf, (self._uri, self._keep, self._identity)
+        return FolderShelf, (self._uri, self._keep, self._identity, self._fence.own)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -89,7 +99,7 @@ class FolderShelf:
         return None
 
     def begin(self, *, anew: bool) -> None:
-        """Prove that checkpoints can be written.
+        """Prove that checkpoints can be written, and by no earlier start of the run any more.
 
         Args:
             anew: let all that are there go.
@@ -97,9 +107,22 @@ class FolderShelf:
         Raises:
             InputError: they cannot.
         """
+        self.place.make()
+        try:
+            self._fence.begin()
+        except UNREACHABLE as error:
+            raise self.place.unwritable(error) from None
         if anew:
             self.clear()
-        self.place.make()
+
+    def refuse_another_start(self) -> None:
+        """Make sure that this is still the newest start of the run, as far as that can be seen.
+
+        Raises:
+            RunFailed: it is not.
+        """
+        with suppress(*UNREACHABLE):
+            _refuse(self._fence.crossed())
 
     def clear(self) -> None:
         """Let all checkpoints go, and nothing else that lies there.
@@ -170,6 +193,7 @@ class FolderShelf:
 
         Raises:
             NotKept: one of them could not write; on all.
+            RunFailed: another start of the run writes here by now; on all.
         """
         there = f"{self._root}/{name_of(global_step)}"
 
@@ -177,18 +201,37 @@ class FolderShelf:
             put(writing.lasting, self.place, LASTING)
             put(writing.folder, self.place, name_of(global_step))
 
+        failure = self._looked_over_the_fence()
         # Of a save that was interrupted, perhaps by more workers, nothing may stay in it.
-        failure = said_by_any(self._tried(lambda: self._remove(there)))
+        failure = failure or said_by_any(self._tried(lambda: self._remove(there)))
         failure = failure or said_by_any(self._tried(put_all))
         if failure is not None:
             if rank_and_size()[0] == 0:
                 self._tried(lambda: self._files.delete_dir(there))
             raise NotKept(f"no checkpoint at step {global_step}: {failure}")
+        self._looked_over_the_fence()
         self._broken.discard(global_step)
         if rank_and_size()[0] == 0:
             failure = self._tried(lambda: prune(self.place, global_step, self._keep, self._broken))
             if failure is not None:
                 log.warning("older checkpoints stay in %s: %s", self, failure)
+
+    def _looked_over_the_fence(self) -> str | None:
+        """Why that was not possible; a collective.
+
+        Raises:
+            RunFailed: there is another start; on all.
+        """
+        crossed: str | None = None
+
+        def look() -> None:
+            nonlocal crossed
+            crossed = self._fence.crossed()
+
+        failure = self._tried(look) if rank_and_size()[0] == 0 else None
+        crossed, failure = gathered((crossed, failure))[0]
+        _refuse(crossed)
+        return failure
 
     def _remove(self, folder: str) -> None:
         if (

@@ -266,3 +266,41 @@ def test_a_disk_that_is_full_leaves_what_was_there(shelf: FolderShelf, tmp_path:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     newest = shelf.newest()
     assert newest is not None and newest.run["step"] == 30 and shelf.steps() == [20, 30]
+
+
+def starts(root: Path) -> tuple[FolderShelf, FolderShelf]:
+    """An earlier start of a run and a later one, as their workers have them."""
+    made = []
+    for _ in range(2):
+        shelf = FolderShelf(str(root), keep=1)
+        shelf.begin(anew=False)
+        made.append(pickle.loads(pickle.dumps(shelf)))
+    return made[0], made[1]
+
+
+def test_an_earlier_start_writes_and_removes_nothing_any_more(root: Path, tmp_path: Path) -> None:
+    earlier, later = starts(root)
+    put(later, tmp_path, 20, ["a"], {})
+    with pytest.raises(RunFailed, match=f"another start of this run writes to {root}"):
+        put(earlier, tmp_path, 10, ["a"], {})
+    with pytest.raises(RunFailed, match="another start"):
+        earlier.refuse_another_start()
+    assert later.steps() == [20] and later.newest() is not None
+    later.refuse_another_start()
+
+
+def test_a_start_whose_mark_is_gone_goes_on(root: Path, tmp_path: Path) -> None:
+    """Nobody else has one there either."""
+    shelf = FolderShelf(str(root), keep=1)
+    shelf.begin(anew=True)
+    shutil.rmtree(root)
+    put(shelf, tmp_path, 10, [], {})
+    assert shelf.steps() == [10]
+
+
+def test_a_start_that_begins_anew_clears_what_was_there_and_is_the_newest(
+    shelf: FolderShelf, root: Path, tmp_path: Path
+) -> None:
+    anew = FolderShelf(str(root), keep=2)
+    anew.begin(anew=True)
+    assert anew.steps() == [] and [p.name for p in root.iterdir()] == ["owner"]
