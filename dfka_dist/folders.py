@@ -1,8 +1,11 @@
-"""Whether a folder can be made and written, as far as that can be seen without writing."""
+"""Folders and files of this machine: whether they can be written, and that they appear whole."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,3 +19,53 @@ def is_writable(folder: Path) -> bool:
     made."""
     above = nearest(folder)
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """Where to write a file or a folder that appears at its place when it is complete.
+
+    If that fails, there is what was there before.
+    """
+    part = place.with_name(f"{place.name}.part")
+    _remove(part)
+    try:
+        yield part
+        if place.is_dir():
+            shutil.rmtree(place)
+        part.replace(place)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def write_whole(place: Path, text: str) -> None:
+    """Write a text as `whole` does, and onto the disk itself.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with whole(place) as part:
+        part.write_text(text, encoding="utf-8")
+        onto_the_disk(part)
+
+
+def onto_the_disk(place: Path) -> None:
+    """Have a file, and that it is there, outlast a machine that loses its power.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for each in (place, place.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfka_dist.curves import depth_curve, loss_curves
+from dfka_dist.folders import write_whole
 from dfka_dist.origin import ONLY_HERE, Origin
 from dfka_dist.progress import clock
 
@@ -153,7 +154,7 @@ def write_report(
         phases=_phase_rows(result, records),
         largest=max((teacher["parameters"] for teacher in result["teachers"]), default=0),
     )
-    (folder / "report.html").write_text(html, encoding="utf-8")
+    write_whole(folder / "report.html", html)
 
 
 def write_model_card(folder: Path, result: Mapping[str, Any], code: Sequence[str] = ()) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 
 from dfka_dist import origin
 from dfka_dist.config import RunConfig
+from dfka_dist.folders import whole, write_whole
 from dfka_dist.models.target import TargetNet, version
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.training.outcome import SAMPLES, Network, Outcome
 
+RESULT = "result.json"
+"""What is written last."""
 LEFT = (
-    "result.json",
+    RESULT,
     "resolved.yaml",
     "target_net",
     "report.html",
@@ -128,11 +131,21 @@ def write(
         by_label: whether the generator was asked for labels, so that each has its row of samples.
     """
     target = rebuilt(outcome.network)
-    target.save_pretrained(folder / "target_net")
-    write_model_card(folder / "target_net", found, target.design.code)
+    with whole(folder / "target_net") as place:
+        target.save_pretrained(place)
+        write_model_card(place, found, target.design.code)
     if outcome.samples is not None:
         assert len(outcome.samples) == SAMPLES * len(target.labels)
         rows = target.labels if by_label else [""] * len(target.labels)
-        save_samples(outcome.samples, rows, folder / "samples.png")
+        with whole(folder / "samples.png") as place:
+            save_samples(outcome.samples, rows, place)
     write_report(folder, found, log.records, configuration, by_label=by_label)
-    (folder / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RESULT, json.dumps(found, indent=2) + "\n")
+
+
+def is_over(folder: Path) -> bool:
+    """Whether a run has left its result in a folder, whole."""
+    try:
+        return isinstance(json.loads((folder / RESULT).read_text("utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False

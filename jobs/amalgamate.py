@@ -16,6 +16,7 @@ from typing import Any
 
 from dfka_dist import clusters, commandline, launch, preparing, results, resuming
 from dfka_dist.config import RunConfig
+from dfka_dist.folders import write_whole
 from dfka_dist.loading import dump
 from dfka_dist.progress import Progress
 from dfka_dist.report import MetricsLog
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     commandline.refuse_unwritable(folder)
     if shelf is not None:
         shelf.place.refuse_unwritable()
-    if arguments.resume and (folder / results.LEFT[0]).exists():
-        print(f"this run is over: {folder / results.LEFT[0]}")
+    if arguments.resume and results.is_over(folder):
+        print(f"this run is over: {folder / results.RESULT}")
         return
     with clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
@@ -97,7 +98,7 @@ def _empty(folder: Path, shelf: FolderShelf | None) -> None:
 ) -> None:
     commandline.log_to(folder)
     configuration = dump(given)
-    (folder / "resolved.yaml").write_text(configuration, encoding="utf-8")
+    write_whole(folder / "resolved.yaml", configuration)
     config = ready.config
     for line in placement.lines():
         journal.info("%s", line)

@@ -17,6 +17,7 @@ from typing import Any
 from dfka_dist import clusters, commandline, preparing, resuming
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError, RunFailed
+from dfka_dist.folders import write_whole
 from dfka_dist.loading import dump
 from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.nodes import NodeResources, read_nodes
@@ -63,10 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             commandline.emptied(folder, outcome.LEFT)
-        written = folder / f"{outcome.IDENTITY}.part"
-        written.write_text(json.dumps(own), encoding="utf-8")
-        written.replace(folder / outcome.IDENTITY)
-        (folder / "resolved.yaml").write_text(dump(given), encoding="utf-8")
+        write_whole(folder / outcome.IDENTITY, json.dumps(own))
+        write_whole(folder / "resolved.yaml", dump(given))
         commandline.log_to(folder)
         journal.info("%s", why)
         for warning in preparing.warnings(given, ready):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfka_dist.folders import whole, write_whole
 from dfka_dist.loading import dump
 from dfka_dist.tuning.picture import write_page
 from dfka_dist.tuning.ranking import SCORES, Standing, correlations, row
@@ -51,7 +52,7 @@ def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
     best = space.run(found.best.record.point)
     name = f"{best.run.name[:55]}-best"
     best = best.model_copy(update={"run": best.run.model_copy(update={"name": name})})
-    (folder / "best.yaml").write_text(dump(best), encoding="utf-8")
+    write_whole(folder / "best.yaml", dump(best))
     said = {
         "best": rows[0],
         "spearman": found.spearman,
@@ -59,8 +60,9 @@ def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
         "finished": sum(each.agreement is not None for each in standings),
         "seconds": max(each.record.ended for each in standings),
     }
-    (folder / "result.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    write_table(rows, folder / "trials.parquet")
+    write_whole(folder / "result.json", json.dumps(said, indent=2) + "\n")
+    with whole(folder / "trials.parquet") as part:
+        write_table(rows, part)
     write_page(folder / "sweep.html", space, found.standings, found.spearman)
     return found
 

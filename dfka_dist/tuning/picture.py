@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from dfka_dist.folders import write_whole
 from dfka_dist.report import templates
 from dfka_dist.tuning.importance import importances
 from dfka_dist.tuning.ranking import SCORES, Standing
@@ -56,7 +57,7 @@ def write_page(
             value=value,
         )
     )
-    path.write_text(html, encoding="utf-8")
+    write_whole(path, html)
 
 
 def value(standing: Standing) -> float | None:

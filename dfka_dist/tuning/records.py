@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfka_dist import results
+from dfka_dist.folders import whole, write_whole
 from dfka_dist.models.target import TargetNet
 from dfka_dist.training.outcome import Outcome
 
@@ -78,9 +79,7 @@ class Folder:
         """Add a record, or replace it: whole, or not at all."""
         place = self._place / record.name
         place.mkdir(parents=True, exist_ok=True)
-        written = place / f"{_RECORD}.part"
-        written.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-        written.replace(place / _RECORD)
+        write_whole(place / _RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
     def sweep_up(self) -> None:
         """Remove what trials have left that did not end."""
@@ -107,7 +106,8 @@ class Folder:
     def leave(self, name: str, outcome: Outcome) -> None:
         """What is needed of a finished trial: its target, and its part of a probe set."""
         place = self._place / name
-        results.rebuilt(outcome.network).save_pretrained(place / "target_net")
+        with whole(place / "target_net") as part:
+            results.rebuilt(outcome.network).save_pretrained(part)
         assert outcome.share is not None
         images, homes = outcome.share
         save_file({"images": images, "homes": homes}, place / _SHARE)

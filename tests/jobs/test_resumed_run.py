@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from running import Ended, run
 
+from dfka_dist import results
+
 Refused = Callable[..., str]
 
 
@@ -55,3 +57,14 @@ def test_a_run_that_is_over_has_nothing_left_to_do(call: Callable[..., Ended], p
     config, folder = place / "run.yaml", place / "done"
     ended = call("amalgamate", "--config", config, "--output", folder, "--resume")
     assert (ended.code, ended.out) == (0, f"this run is over: {folder / 'result.json'}\n")
+
+
+@pytest.mark.parametrize(
+    ("left", "over"), [(None, False), ("", False), ('{"name": "a', False), ('{"name": "a"}', True)]
+)
+def test_a_run_is_over_when_its_result_is_whole(
+    tmp_path: Path, left: str | None, over: bool
+) -> None:
+    if left is not None:
+        (tmp_path / "result.json").write_text(left)
+    assert results.is_over(tmp_path) == over

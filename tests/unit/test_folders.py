@@ -1,0 +1,54 @@
+"""Files appear whole, or not at all."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dfka_dist.folders import whole, write_whole
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """As far as one process can be brought to it: no file may be longer than a few bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_text_that_has_no_room_leaves_nothing(tmp_path: Path, full: None) -> None:
+    with pytest.raises(OSError, match="too large"):
+        write_whole(tmp_path / "result.json", "more than four")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_has_no_room_leaves_what_was_there(tmp_path: Path, full: None) -> None:
+    place = tmp_path / "result.json"
+    place.write_text("{}")
+    with pytest.raises(OSError, match="too large"):
+        write_whole(place, "more than four")
+    assert place.read_text() == "{}"
+
+
+def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path: Path) -> None:
+    place = tmp_path / "net"
+    for name in ("first", "second"):
+        with whole(place) as part:
+            part.mkdir()
+            (part / name).touch()
+            assert not (place / name).exists()
+    assert [p.name for p in tmp_path.rglob("*")] == ["net", "second"]
+
+
+def test_what_was_left_of_a_folder_that_was_interrupted_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "net.part").mkdir()
+    (tmp_path / "net.part" / "half").touch()
+    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "net") as part:
+        assert not part.exists()
+        part.mkdir()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
