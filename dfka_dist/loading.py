@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import parse_qsl
 
 import yaml
 from pydantic import ValidationError
@@ -18,6 +19,30 @@ from pydantic import ValidationError
 from dfka_dist.config import Node, RunConfig
 from dfka_dist.errors import InputError
 
+HARMLESS = (
+    "allow_bucket_creation",
+    "allow_bucket_deletion",
+    "blob_storage_authority",
+    "blob_storage_scheme",
+    "buffer_size",
+    "check_directory_existence_before_creation",
+    "default_block_size",
+    "dfs_storage_authority",
+    "dfs_storage_scheme",
+    "enable_tls",
+    "endpoint_override",
+    "force_virtual_addressing",
+    "region",
+    "replication",
+    "retry_limit_seconds",
+    "scheme",
+    "smart_defaults",
+    "tls_ca_dir_path",
+    "tls_ca_file_path",
+    "tls_verify_certificates",
+)
+"""What the query of a URI may say of a file system; pyarrow takes secrets there too."""
+_SECRETS = "none in the URI; AWS_ACCESS_KEY_ID and so on in the environment, or a role"
 _DEEP = 20
 """Sections within each other, more than there are; YAML can make a tree that holds itself."""
 
@@ -59,8 +84,12 @@ def parse(tree: object) -> RunConfig:
 def _refuse_passwords(tree: object, key: str) -> None:
     """What is configured is written to reports, logs and checkpoints."""
     if isinstance(tree, str) and re.search(r"://[^\s?]*:[^\s?]*@", tree):
-        remedy = "none in the URI; AWS_ACCESS_KEY_ID and so on in the environment, or a role"
-        raise InputError(key, "holds a password", remedy)
+        raise InputError(key, "holds a password", _SECRETS)
+    if isinstance(tree, str) and (query := re.search(r"://[^\s?#]*\?(.*)", tree, re.DOTALL)):
+        for name, _ in parse_qsl(query[1], keep_blank_values=True):
+            if name not in HARMLESS:
+                what = f"holds {name[:40]!r} in its query, which may be a secret"
+                raise InputError(key, what, _SECRETS)
     if key.count(".") > _DEEP:
         return
     if isinstance(tree, dict | list):

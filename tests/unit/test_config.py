@@ -393,6 +393,34 @@ def test_a_password_is_refused_and_not_repeated(tmp_path: Path, key: str, uri: s
     assert error.key == key and "secret" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("key", "uri", "named"),
+    [
+        ("training.checkpoint.storage", "abfs://c@a.net/x?client_secret=hush", "client_secret"),
+        ("training.archive", "abfs://c@a/x?enable_tls=true&sig=hush", "sig"),
+        ("training.archive", "abfs://c@a/x?%63lient_secret=hush", "client_secret"),
+        ("teachers.0.weights", "gs://bucket/one.pt?access_token=hush", "access_token"),
+        ("evaluations.mine.source", "parquet:s3://bucket/x?X-Amz-Signature=hush", "X-Amz-Sign"),
+    ],
+)
+def test_what_a_query_may_not_say_is_named_and_not_repeated(
+    tmp_path: Path, key: str, uri: str, named: str
+) -> None:
+    error = refusal(tmp_path, f"{key}={uri}")
+    assert error.key == key and named in str(error) and "hush" not in str(error)
+
+
+def test_a_query_may_say_where_and_how_a_store_is_reached(tmp_path: Path) -> None:
+    uri = "s3://bucket/runs?region=here&scheme=http&endpoint_override=127.0.0.1:9000"
+    assert loaded(tmp_path, f"training.archive={uri}").training.archive == uri
+
+
+def test_a_late_teacher_is_named_before_a_worker_that_waits_for_it(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "training.timeout=300", "training.workers=2").key == "training.timeout"
+    loaded(tmp_path, "training.timeout=300", "training.workers=2", "serving.timeout=200")
+    loaded(tmp_path, "training.timeout=300")  # it waits for nobody
+
+
 def test_a_batch_must_be_shared_by_any_number_of_workers_that_there_may_be(
     tmp_path: Path,
 ) -> None:
