@@ -88,6 +88,8 @@ class Ledger:
         self._stopping, self._vote = stopping, vote or Vote(torch.device("cpu"))
         self._held: dict[str, Held] = {"results": Results()}
         self._told: dict[str, Told] = {}
+        self.facts: dict[str, Any] = {}
+        """More that checkpoints are to say of the run."""
         self.saving_seconds = 0.0
         """That checkpoints have taken since this start."""
         self._resumed = shelf.newest() if shelf else None
@@ -96,6 +98,21 @@ class Ledger:
             diary.resume(self._resumed.run["diary"])
             self.results.restore(self._resumed, "results")
             self._told |= self._resumed.told
+
+    @property
+    def beginning(self) -> str | None:
+        """Where the run goes on; None if it keeps no checkpoints."""
+        if self._shelf is None:
+            return None
+        if self._resumed is None:
+            return f"begins at step 0: no whole checkpoint in {self._shelf}"
+        where = f"{self._resumed.folder.name} in {self._shelf}"
+        return f"goes on from step {self._diary.global_step}: {where}"
+
+    def began_with(self, name: str) -> dict[str, Any] | None:
+        """What the checkpoint that the run goes on from says under a name of its facts."""
+        fact = None if self._resumed is None else self._resumed.run.get(name)
+        return fact if isinstance(fact, dict) else None
 
     @property
     def results(self) -> Results:
@@ -191,7 +208,7 @@ class Ledger:
             writing = _together(step, begin)
             for name, thing in self._held.items():
                 _together(step, partial(thing.save, writing, name))
-            told = {"diary": self._diary.state(), "identity": shelf.identity}
+            told = {"diary": self._diary.state(), "identity": shelf.identity, **self.facts}
             _together(step, partial(writing.close, told))
             shelf.add(writing, step)
 

@@ -19,12 +19,13 @@ from dfka_dist.models.generator import GroupStackGenerator
 from dfka_dist.models.target import Architecture, TargetNet
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.micro import in_parts
+from dfka_dist.training import computing
 from dfka_dist.training.archiving import Archiving
 from dfka_dist.training.branching import Branching, build_target
 from dfka_dist.training.collectives import Vote, rank_and_size
 from dfka_dist.training.diary import Diary, Record
 from dfka_dist.training.draws import Drawn, Draws
-from dfka_dist.training.engines import Engine, fitting
+from dfka_dist.training.engines import Engine
 from dfka_dist.training.ledger import Ledger, Shelf
 from dfka_dist.training.memory import Labelled, SampleMemory
 from dfka_dist.training.panel import Panel
@@ -63,19 +64,22 @@ class Workshop:
     ) -> None:
         teachers = in_parts(teachers, config.training.micro_batch)
         self.config, self.teachers, self.device = config, teachers, device
-        self.precision = fitting(config.training.precision, device)
-        log.info("computing in %s on %s", self.precision, device)
         rank, size = rank_and_size()
         share = config.training.batch_size // size
         self.columns = range(rank * share, (rank + 1) * share)
         self.streams = Streams(config.run.seed)
         self.branching = Branching(config, teachers.descriptions)
-        asked_in = config.serving.precision or self.precision
-        self.panel = Panel(config, teachers, self.columns, asked_in)
-        self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.diary = Diary(config.training, teachers, None if rank else report)
         kept = config.training.checkpoint
         self.ledger = Ledger(self.diary, kept, shelf, stopping, Vote(device))
+        before = self.ledger.began_with(computing.NAME)
+        own = computing.agreed(config.training.precision, device, before)
+        self.ledger.facts |= own.told()
+        self.precision = own.precision
+        log.info("computing in %s on %s", self.precision, device)
+        asked_in = config.serving.precision or self.precision
+        self.panel = Panel(config, teachers, self.columns, asked_in)
+        self.draws = Draws(config, self.panel.pools(config.labels), device)
         self.probe = ProbeSet(self.panel)
         self.contest = contest
         self.judges = self.probe
