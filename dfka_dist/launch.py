@@ -79,6 +79,7 @@ def amalgamate(
     stopping: Callable[[], bool] = lambda: False,
     on_warning: Callable[[str], None] = log.warning,
     contest: Contest | None = None,
+    on_word: Callable[[str], None] = log.info,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
@@ -88,6 +89,7 @@ def amalgamate(
     Args:
         on_record: called in this process with each record; with some again after a restart.
         on_warning: called with what rank 0 warns of, one line.
+        on_word: called with where the run begins or goes on, one line, at every start of workers.
         start: state of a target to go on with.
         shelf: of the run's checkpoints.
         stopping: whether workers are to make a checkpoint and stop; a node of theirs that the
@@ -103,18 +105,18 @@ def amalgamate(
     options["scheduling_strategy"] = "DEFAULT"  # and not within the placement group of a trial
     given = Given(teachers, start, shelf, contest)
     conductor = ray.remote(_Conductor).options(**options).remote()
+    watch: Watch | None = None
     try:
         with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
-    watch: Watch | None = None
             running = conductor.fit.remote(config, given, storage)
             watch = Watch(conductor, running, stopping, config.training)
-            return watch.to_the_end(on_record, on_warning)
+            return watch.to_the_end(on_record, on_warning, on_word)
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
-
-
         if watch is not None and watch.controller is not None:
             clear_away(watch.controller)
+
+
 def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
     return TorchTrainer(
         _work,
@@ -131,9 +133,9 @@ def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> T
             storage_path=storage,
             failure_config=FailureConfig(max_failures=config.training.max_failures),
             worker_runtime_env={"env_vars": _environment(config)},
+            callbacks=[Presence(conductor)],
         ),
         torch_config=OwnInterface(
-            callbacks=[Presence(conductor)],
             backend="nccl" if config.training.worker_gpus else "gloo",
             timeout_s=int(config.training.timeout),
         ),
@@ -175,6 +177,8 @@ def _work(settings: dict[str, Any]) -> None:
             inbox.stopping,
             given.contest,
         )
+        if first and made.beginning is not None:
+            inbox.say(made.beginning)
         outcome = made.run()
     except DfkaError as error:
         # It is no failure of Ray Train's, which would start the workers again.

@@ -62,6 +62,8 @@ class News:
 
     records: list[Record] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    """What the user may want to know."""
     stories: list[str] = field(default_factory=list)
     """Of workers that failed when the run was over."""
     end: End | None = None
@@ -69,20 +71,18 @@ class News:
     waited: dict[int, int] = field(default_factory=dict)
     """Steps by the ranks of those that waited in a collective longer than they may, and of those
     that were in it then."""
-
-
     alone: float | None = 0.0
     """Seconds without any worker; None while there are some."""
     controller: str | None = None
     """Ray Train's, its id as an actor."""
+
+
 class NoticeBoard:
     """Keeps what is told until somebody collects it."""
 
     def __init__(self) -> None:
         self._news = News()
         self._stops = False
-
-    def meet(self, meeting: Meeting) -> None:
         self._alone_since: float | None = time.monotonic()
         self._turn = 0
         self._controller: str | None = None
@@ -98,6 +98,8 @@ class NoticeBoard:
             return
         self._turn, self._controller = turn, controller
         self._alone_since = None if stands else self._alone_since or time.monotonic()
+
+    def meet(self, meeting: Meeting) -> None:
         """Workers are there; those of before are gone, and with them where they were."""
         self._news.meeting, self._news.waited = meeting, {}
 
@@ -108,6 +110,10 @@ class NoticeBoard:
     def warn(self, warning: str) -> None:
         """Something that the user should know."""
         self._news.warnings.append(warning)
+
+    def say(self, word: str) -> None:
+        """Something that the user may want to know."""
+        self._news.words.append(word)
 
     def fail(self, failure: Failure) -> bool:
         """A worker has failed in a collective.
@@ -131,15 +137,15 @@ class NoticeBoard:
         """What is new, and what stays as it is."""
         news = self._news
         self._news = News(end=news.end, meeting=news.meeting, waited=news.waited)
+        since = self._alone_since
+        news.alone = None if since is None else time.monotonic() - since
+        news.controller = self._controller
         return news
 
     def stop(self) -> None:
         """Tell the workers to stop."""
         self._stops = True
 
-        since = self._alone_since
-        news.alone = None if since is None else time.monotonic() - since
-        news.controller = self._controller
     def stops(self) -> bool:
         """Whether they are to."""
         return self._stops
@@ -172,6 +178,10 @@ class Inbox:
     def warn(self, warning: str) -> None:
         """Something that the user should know."""
         self._board.warn.remote(warning)
+
+    def say(self, word: str) -> None:
+        """Something that the user may want to know."""
+        ray.get(self._board.say.remote(word))
 
     def stopping(self) -> bool:
         """Whether the run was told to stop; asks now and then, and never waits."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
+from dfka_dist.loading import parse
 from dfka_dist.models.sources import Weights
 from dfka_dist.places import Place, inside
 from dfka_dist.training.identity import first_difference
@@ -25,12 +30,12 @@ FREE = (
     "max_failures",
     "node_labels",
     "report_every",
+    "start_timeout",
     "threads",
     "timeout",
     "worker_cpus",
     "worker_gpus",
     "workers",
-    "start_timeout",
 )
 """What may change under `training` from one start of a run to the next."""
 
@@ -121,6 +126,43 @@ def refuse_difference(before: Mapping[str, Any], own: Mapping[str, Any]) -> None
     if difference is not None:
         remedy = "the run as it was, or another run.name and --output"
         raise InputError(difference.key, str(difference), remedy)
+
+
+def refuse_lost(shelf: FolderShelf, folder: Path) -> None:
+    """Make sure that a run that has kept checkpoints, going by what it left in its output folder,
+    finds one.
+
+    One that was killed before its first, or kept none, begins anew.
+
+    Raises:
+        InputError: there is none.
+    """
+    step, every = _told_last(folder), _kept_every(folder)
+    if every and step > every and not shelf.steps():
+        what = f"{shelf} holds no checkpoint, and the run in {folder} has come to step {step}"
+        remedy = "the storage and run.name that it had, or --overwrite and not --resume"
+        raise InputError(KEY, what, remedy)
+
+
+def _told_last(folder: Path) -> int:
+    """The last step that a run has told of in its output folder; 0 if it has told of none."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return 0
+    for line in reversed(lines[-2:]):
+        with suppress(ValueError, LookupError, TypeError):  # it was killed as it wrote
+            return int(json.loads(line)["global_step"])
+    return 0
+
+
+def _kept_every(folder: Path) -> int:
+    """Steps from one checkpoint to the next of the run that an output folder holds; 0 for none."""
+    try:
+        before = parse(yaml.safe_load((folder / "resolved.yaml").read_text("utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, InputError):
+        return 0
+    return before.training.checkpoint.every
 
 
 def refuse_existing(shelf: FolderShelf) -> None:

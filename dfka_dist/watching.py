@@ -52,7 +52,10 @@ class Watch:
         self._all_in: float | None = None
 
     def to_the_end(
-        self, on_record: Callable[[Record], None], on_warning: Callable[[str], None]
+        self,
+        on_record: Callable[[Record], None],
+        on_warning: Callable[[str], None],
+        on_word: Callable[[str], None] = log.info,
     ) -> Outcome:
         """Hear what they tell, and what rank 0 returns.
 
@@ -64,6 +67,8 @@ class Watch:
         while not over:
             over = bool(ray.wait([self._running], timeout=POLL_SECONDS)[0])
             news = self._collected()
+            for word in news.words:
+                on_word(word)
             for record in news.records:
                 on_record(record)
             for warning in news.warnings:

@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
         shelf = resuming.reachable(shelf, config, len(nodes))
-        if arguments.resume:
         if shelf is not None and arguments.resume:
             resuming.refuse_lost(shelf, folder)
         if shelf is not None:  # it may refuse, and then earlier results are to be there still
             shelf.begin(anew=not arguments.resume)
+        if arguments.resume:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             _empty(folder, shelf)
@@ -82,13 +82,13 @@ def _shelf(
     return shelf
 
 
-def _run(
 def _empty(folder: Path, shelf: FolderShelf | None) -> None:
     """Let an earlier run's results go; a shelf that lies there is empty already."""
     own = None if shelf is None else Path(shelf.place.folder)
     commandline.emptied(folder, [name for name in results.LEFT if folder / name != own])
 
 
+def _run(
     given: RunConfig,
     ready: preparing.Prepared,
     folder: Path,
@@ -113,12 +113,23 @@ def _empty(folder: Path, shelf: FolderShelf | None) -> None:
             journal.warning("%s", warning)
             progress.message(f"warning: {warning}")
 
+        def on_word(word: str) -> None:
+            journal.info("%s", word)
+            progress.message(word)
+
         with preparing.teachers(ready, placement, folder.name, progress.message) as served:
             teachers, served_seconds = served
             progress.message("starting the trainer")
             with _stoppable(shelf, progress) as stopping:
                 outcome = launch.amalgamate(
-                    config, teachers, on_record, ready.start, shelf, stopping, on_warning
+                    config,
+                    teachers,
+                    on_record,
+                    ready.start,
+                    shelf,
+                    stopping,
+                    on_warning,
+                    on_word=on_word,
                 )
             progress.message("scoring")
             asked = in_parts(teachers.exact(), config.training.micro_batch)

@@ -50,6 +50,11 @@ class Amalgamator:
         self._recipe = Recipe(self._workshop, start)
 
     @property
+    def beginning(self) -> str | None:
+        """Where the run goes on; None if it keeps no checkpoints."""
+        return self._workshop.ledger.beginning
+
+    @property
     def step(self) -> int:
         """Steps of all phases so far."""
         return self._workshop.diary.global_step

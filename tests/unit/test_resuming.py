@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from dfka_dist import resuming
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.errors import InputError
+from dfka_dist.loading import dump
 from dfka_dist.models.sources import read_all_weights
+from dfka_dist.training.shelf import FolderShelf
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -102,3 +105,34 @@ def test_several_nodes_share_no_disk_unless_it_is_said(make: MakeConfig, tmp_pat
     assert resuming.reachable(shelves[2], shared, 2) is shelves[2]
     with pytest.raises(InputError, match=r"each of 2 nodes.*training\.checkpoint\.shared"):
         resuming.reachable(shelves[1], stored, 2)
+
+
+def left(folder: Path, config: RunConfig, *steps: int) -> None:
+    """What a run leaves that told of these steps."""
+    (folder / "resolved.yaml").write_text(dump(config), "utf-8")
+    lines = [json.dumps({"global_step": step}) for step in steps]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"global_st']), "utf-8")
+
+
+@pytest.mark.parametrize(("every", "step"), [(500, 500), (500, 10), (0, 900)])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    make: MakeConfig, tmp_path: Path, every: int, step: int
+) -> None:
+    left(tmp_path, make(training={"checkpoint": {"every": every}}), 5, step)
+    resuming.refuse_lost(FolderShelf(str(tmp_path / "elsewhere"), keep=1), tmp_path)
+
+
+def test_a_run_that_has_left_nothing_begins(tmp_path: Path) -> None:
+    resuming.refuse_lost(FolderShelf(str(tmp_path / "elsewhere"), keep=1), tmp_path)
+
+
+def test_a_run_does_not_begin_anew_where_its_checkpoints_are_not(
+    make: MakeConfig, tmp_path: Path
+) -> None:
+    left(tmp_path, make(training={"checkpoint": {"every": 500}}), 500, 510)
+    shelf = FolderShelf(str(tmp_path / "elsewhere"), keep=1)
+    said = r"training\.checkpoint\.storage: .*elsewhere holds no checkpoint, .* step 510 \(the stor"
+    with pytest.raises(InputError, match=said):
+        resuming.refuse_lost(shelf, tmp_path)
+    (tmp_path / "elsewhere" / "checkpoint-000000500").mkdir(parents=True)
+    resuming.refuse_lost(shelf, tmp_path)
