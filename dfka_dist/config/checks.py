@@ -84,6 +84,12 @@ def _check_weights(config: RunConfig) -> None:
 def _check_training(config: RunConfig) -> None:
     training = config.training
     _check_batch(config)
+    if training.worker_range[-1] > 1 and training.timeout <= config.serving.timeout:
+        raise InputError(
+            "training.timeout",
+            f"{training.timeout:g} s is no more than serving.timeout, {config.serving.timeout:g} s",
+            "more, or a shorter serving.timeout",
+        )
     if (training.recipe == "distill") != (training.images is not None):
         raise InputError(
             "training.images",

@@ -29,9 +29,18 @@ def share_timeout() -> None:
         c10d._set_pg_timeout(timeout, group)
 
 
+LATE = re.compile(
+    r"Timed out waiting \d+ms for \w+ operation to complete"  # gloo
+    r"|Application timeout caused pair closure"  # gloo, where another operation found that
+    r"|Watchdog caught collective operation timeout"  # NCCL
+)
+"""What is said where somebody does not come to a collective; a connection that timed out in the
+kernel is one that is lost, and workers may be started again."""
+
+
 def is_out_of_time(error: RuntimeError) -> bool:
     """Whether somebody did not come to a collective in time; torch has no type for it."""
-    return re.search("timed out|timeout", str(error), re.IGNORECASE) is not None
+    return LATE.search(str(error)) is not None
 
 
 class _GlobalSum(torch.autograd.Function):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
@@ -9,6 +14,7 @@ from dfka_dist.training.collectives import (
     average_buffers,
     global_mean,
     global_sum,
+    is_out_of_time,
     rank_and_size,
 )
 
@@ -43,3 +49,39 @@ def test_buffers_of_one_worker_stay_as_they_are() -> None:
     before = {name: value.clone() for name, value in network.named_buffers()}
     average_buffers(network)
     assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
+
+
+def alone_in_a_collective(rank: int, meeting: str, told: str) -> None:
+    """Rank 1 does not come."""
+    torch.distributed.init_process_group(
+        "gloo", meeting, rank=rank, world_size=2, timeout=timedelta(seconds=1)
+    )
+    if rank == 0:
+        try:
+            torch.distributed.all_reduce(torch.ones(1))
+        except RuntimeError as error:
+            Path(told).write_text(f"{is_out_of_time(error)} {error}")
+    else:
+        time.sleep(3)
+
+
+def test_one_that_does_not_come_to_a_collective_is_out_of_time(tmp_path: Path) -> None:
+    meeting, told = f"file://{tmp_path / 'rendezvous'}", tmp_path / "told"
+    torch.multiprocessing.spawn(alone_in_a_collective, (meeting, str(told)), nprocs=2)
+    assert told.read_text().startswith("True "), told.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "late"),
+    [
+        (
+            "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, "
+            "OpType=ALLREDUCE, Timeout(ms)=5000) ran for 5003 milliseconds before timing out.",
+            True,
+        ),
+        ("[gloo/transport/tcp/pair.cc:534] Read error [10.0.0.2]:1: Connection timed out", False),
+        ("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1", False),
+    ],
+)
+def test_a_lost_connection_is_not_out_of_time(said: str, late: bool) -> None:
+    assert is_out_of_time(RuntimeError(said)) == late

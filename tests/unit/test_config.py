@@ -418,7 +418,7 @@ def test_a_query_may_say_where_and_how_a_store_is_reached(tmp_path: Path) -> Non
 def test_a_late_teacher_is_named_before_a_worker_that_waits_for_it(tmp_path: Path) -> None:
     assert refusal(tmp_path, "training.timeout=300", "training.workers=2").key == "training.timeout"
     loaded(tmp_path, "training.timeout=300", "training.workers=2", "serving.timeout=200")
-    loaded(tmp_path, "training.timeout=300")  # it waits for nobody
+    loaded(tmp_path, "training.timeout=300", "training.workers=1")  # it waits for nobody
 
 
 def test_a_batch_must_be_shared_by_any_number_of_workers_that_there_may_be(
