@@ -79,23 +79,23 @@ class Watch:
                 ray.wait([self._running], timeout=PATIENCE)
                 self._collected()
                 raise failure
+            if not over and news.alone is not None:
+                self._remind(news.alone, on_warning)
             self._stop_if_told(news.meeting)
         if isinstance(news.end, Outcome):
             return news.end
         raise _failed(ray.get(self._running))
 
-            if not over and news.alone is not None:
-                self._remind(news.alone, on_warning)
     def _collected(self) -> News:
         news: News = ray.get(self._conductor.collect.remote())
+        self.controller = news.controller
+        if news.alone is None:
+            self._reminded = 0
         for story in news.stories:
             # It may be more than what the end of the run has brought about.
             log.info("a worker failed when the run was over: %s", story)
         return news
 
-        self.controller = news.controller
-        if news.alone is None:
-            self._reminded = 0
     def _late(self, news: News, over: bool) -> RunFailed | None:
         """Why workers waited for others too long, when all have said so that did."""
         if not news.waited:
@@ -105,11 +105,6 @@ class Watch:
             return None
         return RunFailed(lateness(news.meeting, news.waited, self._timeout))
 
-    def _stop_if_told(self, meeting: Meeting | None) -> None:
-        """A node that is drained stops only a run that makes a checkpoint then."""
-        keeps = meeting is not None and meeting.keeps
-        nodes = meeting.nodes | {self._home} if meeting is not None and keeps else frozenset()
-        if self._latest is not None:
     def _remind(self, alone: float, on_warning: Callable[[str], None]) -> None:
         """Say now and then that no worker is there, and end the run when that lasts too long."""
         latest = self._training.start_timeout
@@ -123,6 +118,11 @@ class Watch:
             )
         on_warning(what)
 
+    def _stop_if_told(self, meeting: Meeting | None) -> None:
+        """A node that is drained stops only a run that makes a checkpoint then."""
+        keeps = meeting is not None and meeting.keeps
+        nodes = meeting.nodes | {self._home} if meeting is not None and keeps else frozenset()
+        if self._latest is not None:
             if time.monotonic() > self._latest:
                 raise Interrupted(f"stopped; no checkpoint was made within {self._grace:g} s")
         elif self._stopping() or nodes & clusters.draining():
@@ -131,11 +131,6 @@ class Watch:
             self._conductor.stop.remote()
 
 
-def lateness(meeting: Meeting | None, waited: Mapping[int, int], timeout: float) -> str:
-    """Who came and who did not, where workers waited for each other too long.
-
-    Args:
-        waited: steps by the ranks of those that waited.
 def wanted(training: TrainingSpec) -> str:
     """What Ray is asked for, for the workers."""
     fewest, most = training.worker_range[0], training.worker_range[-1]
@@ -145,6 +140,11 @@ def wanted(training: TrainingSpec) -> str:
     return f"wanted are {count} of {training.worker_cpus:g} CPU{gpus}{where}"
 
 
+def lateness(meeting: Meeting | None, waited: Mapping[int, int], timeout: float) -> str:
+    """Who came and who did not, where workers waited for each other too long.
+
+    Args:
+        waited: steps by the ranks of those that waited.
     """
     seats = dict(enumerate(meeting.seats)) if meeting is not None else {}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from dfka_dist.folders import onto_the_disk
 from dfka_dist.places import Place
 from dfka_dist.training.lists import LASTING, RUN, BrokenCheckpoint, Lists, list_of
 
@@ -23,7 +24,8 @@ def raw(place: Place, folder: str, name: str) -> bytes:
 
 
 def put(source: Path, place: Place, folder: str) -> None:
-    """Move everything below a folder to one of a place, its lists last.
+    """Move everything below a folder to one of a place, its lists last: on a disk, when all that is
+    on them has arrived there.
 
     Raises:
         OSError, pyarrow.ArrowException, ValueError: the place cannot be written.
@@ -34,6 +36,8 @@ def put(source: Path, place: Place, folder: str) -> None:
         if place.is_local:
             place.files.create_dir(there.rpartition("/")[0], recursive=True)
         fs.copy_files(str(path), there, destination_filesystem=place.files)
+        if place.is_local:
+            onto_the_disk(Path(there))
         path.unlink()
 
 

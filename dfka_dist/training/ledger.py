@@ -91,7 +91,7 @@ class Ledger:
         self.facts: dict[str, Any] = {}
         """More that checkpoints are to say of the run."""
         self.saving_seconds = 0.0
-        """That checkpoints have taken since this start."""
+        """That checkpoints have taken since this start, and what is waited for before them."""
         self._resumed = shelf.newest() if shelf else None
         if self._resumed is not None and shelf is not None:
             _refuse_another(self._resumed, shelf.identity)
@@ -171,16 +171,16 @@ class Ledger:
             return
         kept = True
         if stops or step % self._spec.every == 0:
-            settle()
-            kept = self._keep(self._shelf, stops=stops)
+            kept = self._keep(self._shelf, settle, stops=stops)
         if stops:
             what = "with a checkpoint" if kept else "without a checkpoint"
             raise Interrupted(f"stopped {what} at step {step}; --resume goes on from the newest")
 
-    def _keep(self, shelf: Shelf, *, stops: bool) -> bool:
+    def _keep(self, shelf: Shelf, settle: Callable[[], None], *, stops: bool) -> bool:
         """Make a checkpoint; whether it could be written."""
         told, began = dict(self._told), time.monotonic()
         try:
+            settle()
             self._write(shelf)
         except NotKept as error:
             self._told.clear()
