@@ -151,10 +151,13 @@ def test_with_one_group_the_group_term_adds_nothing_to_dafl(
     shallow = make_teacher("shallow", "abc", task="single_label", widths=(4,))
     weights = {"one_hot": 1.0, "activation": 0.1, "entropy": 5.0}
     judged = judge([shallow], group=1.0, **weights)
-    said = UncutTeacher(shallow)(judged.images)
-    by_hand = sum(weight * DAFL[name](*said).item() for name, weight in weights.items())
+    images = judged.images.clone().requires_grad_()
+    said = UncutTeacher(shallow)(images)
+    by_hand = torch.stack([weight * DAFL[name](*said) for name, weight in weights.items()]).sum()
+    (gradient,) = torch.autograd.grad(by_hand, images)
     assert judged.features == []
-    assert judged.report.total.item() == pytest.approx(by_hand, rel=1e-6)
+    assert judged.report.total.item() == pytest.approx(by_hand.item(), rel=1e-6)
+    assert (judged.gradient - gradient).norm() / gradient.norm() <= 1e-5
 
 
 def test_a_teacher_without_batch_norm_leaves_the_statistics_to_the_others(
@@ -182,6 +185,55 @@ def test_teachers_all_without_batch_norm_have_no_statistics_to_match(
     assert judged.report.terms["batch_norm"] == 0
     assert torch.equal(judged.report.total, other.report.total)
     assert torch.equal(judged.gradient, other.gradient)
+
+
+# multi-label teachers that know unequally many labels: every label counts the same
+
+
+@pytest.fixture(scope="module")
+def unequal(make_teacher: MakeTeacher) -> list[TeacherSpec]:
+    return [make_teacher("many", "abc"), make_teacher("single", "d")]
+
+
+JOINED: dict[str, Callable[[Tensor], Tensor]] = {
+    # cross-entropy to its own decision, of every label of every image
+    "one_hot": lambda y: -torch.where(y >= 0.5, y, 1 - y).log().mean(),
+    # the mean prediction p of the batch, mean of p ln p
+    "entropy": lambda y: (y.mean(0) * y.mean(0).log()).mean(),
+    "discrete": lambda y: y.abs().mean(),
+}
+"""Of the probabilities (N, C) of all labels of all teachers."""
+
+
+@pytest.mark.parametrize("term", JOINED)
+def test_a_term_about_labels_is_that_of_the_teachers_joined_answers(
+    judge: Judge, unequal: list[TeacherSpec], term: str
+) -> None:
+    """Eq. 10, in value and in the gradient of every image."""
+    judged = judge(unequal, **{term: 1.0})
+    images = judged.images.clone().requires_grad_()
+    y = torch.cat([UncutTeacher(spec)(images)[0] for spec in unequal], dim=1).sigmoid()
+    by_hand = JOINED[term](y)
+    (gradient,) = torch.autograd.grad(by_hand, images)
+    assert judged.report.total.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert (judged.gradient - gradient).norm() / gradient.norm() <= 1e-5
+
+
+def test_groups_follow_the_teachers_joined_answers(
+    judge: Judge, unequal: list[TeacherSpec]
+) -> None:
+    """Eq. 10 and 11: groups 1 and 2 lie at depths 2 and 1 of both teachers."""
+    judged = judge(unequal, group=1.0)
+    teachers = {spec.name: UncutTeacher(spec) for spec in unequal}
+    aim = torch.cat([own(judged.images)[0] for own in teachers.values()], dim=1).sigmoid()
+    terms = []
+    for feature, depth in zip(judged.features, (2, 1), strict=True):
+        gated = {n: feature.form(n) * feature.gates[n][:, :, None, None] for n in teachers}
+        said = [own(gated[name], depth)[0] for name, own in teachers.items()]
+        y = torch.cat(said, dim=1).sigmoid()
+        terms.append(-(aim * y.log() + (1 - aim) * (1 - y).log()).mean())
+    expected = torch.stack(terms).mean().item()
+    assert judged.report.terms["group"].item() == pytest.approx(expected, rel=1e-5)
 
 
 # two teachers of different tasks and labels: every image has its home
