@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -309,23 +310,58 @@ def test_a_budget_that_no_branching_meets(refused: Refused) -> None:
     assert re.fullmatch(rf"{start} \(\d{{3,}} or more\)", line)
 
 
-def test_an_archive_of_other_teachers(refused: Refused, tmp_path: Path) -> None:
-    place = tmp_path / "archive"
-    teacher = ArchivedTeacher(name="other", task="multi_label", labels=["a"], sha256="0" * 64)
-    about = Contents(run="x", teachers=[teacher], labels=["a"], shape=(1, 16, 16))
-    writer = ArchiveWriter(str(place), about)
-    with writer:
-        writer.add(
-            step=0,
-            first_column=0,
-            images=torch.rand(4, 1, 16, 16),
-            asked_for=torch.ones(4, 1),
-            homes=torch.full((4,), -1),
-            logits={"other": torch.zeros(4, 1)},
+@pytest.fixture
+def not_learned_from(refused: Refused, tiny: dict[str, Any], tmp_path: Path) -> Refused:
+    """The line about an archive that fits the tiny run but for what it says of the second teacher;
+    without its beginning, which names the key and the place."""
+
+    def refused_archive(**changes: Any) -> str:
+        place = tmp_path / "archive"
+        low, high = (
+            {
+                "name": spec["name"],
+                "task": spec["task"],
+                "labels": spec["labels"],
+                "sha256": sha256(Path(spec["weights"]).read_bytes()).hexdigest(),
+            }
+            for spec in tiny["teachers"]
         )
-    images = f"training.images=archive:{place}"
-    line = refused("--set", "training.recipe=distill", "--set", images)
-    assert line.startswith(f"error: training.images: {place} holds answers of other, not of low")
+        teachers = [ArchivedTeacher(**own) for own in (low, high | changes)]
+        labels = [label for teacher in teachers for label in teacher.labels]
+        about = Contents(run="x", teachers=teachers, labels=labels, shape=(1, 16, 16))
+        with ArchiveWriter(str(place), about) as writer:
+            writer.add(
+                step=0,
+                first_column=0,
+                images=torch.rand(4, 1, 16, 16),
+                asked_for=torch.ones(4, len(labels)),
+                homes=torch.full((4,), -1),
+                logits={own.name: torch.zeros(4, len(own.labels)) for own in teachers},
+            )
+        images = f"training.images=archive:{place}"
+        line = refused("--set", "training.recipe=distill", "--set", images)
+        start = f"error: training.images: {place} "
+        assert line.startswith(start)
+        return line.removeprefix(start)
+
+    return refused_archive
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "other"}, "holds answers of low, other, not of high ("),
+        ({"task": "single_label"}, "has other task for high: single_label ("),
+        ({"labels": ["3", "2"]}, "has other labels for high: 3, 2 ("),
+        ({"labels": ["2", "3", "4"]}, "has other labels for high: 2, 3, 4 ("),
+        ({"sha256": "0" * 64}, "holds answers of other weights of high ("),
+    ],
+    ids=["teacher", "task", "order of labels", "labels", "weights"],
+)
+def test_an_archive_of_another(
+    not_learned_from: Refused, changes: dict[str, Any], says: str
+) -> None:
+    assert not_learned_from(**changes).startswith(says)
 
 
 def test_an_archive_below_a_file(refused: Refused, tmp_path: Path) -> None:
