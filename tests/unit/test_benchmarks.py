@@ -66,6 +66,14 @@ def test_recipes_beside_joint_let_the_target_make_as_many_steps(config: RunConfi
     assert 2 * 4 * rows["paper"].block_steps == pytest.approx(steps, abs=8)
 
 
+def test_the_row_paper_has_the_losses_and_images_of_the_preset_paper(config: RunConfig) -> None:
+    rows = {each.name: each.changes for each in quality.rows(config, 80, Path())}
+    row, preset = load(FASHION, rows["paper"]), load(PRESETS / "paper.yaml", [])
+    assert row.losses == preset.losses
+    for part in ("recipe", "sampled_labels", "jitter"):
+        assert getattr(row.training, part) == getattr(preset.training, part)
+
+
 @pytest.mark.parametrize(("weight", "row"), [(0.0, "with group"), (0.3, "without group")])
 def test_the_group_term_is_there_in_one_row_and_not_in_another(weight: float, row: str) -> None:
     config = load(FASHION, [f"losses.group={weight}"])
