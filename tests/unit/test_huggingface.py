@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hugging_face import KINDS, blocks, classifier, save
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,21 +33,11 @@ from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.branching import build_target
 
-KINDS = ["resnet", "convnext"]
 SHAPES = {
     "resnet": [(4, 4, 4), (6, 2, 2), (8, 1, 1)],
     "convnext": [(4, 16, 16), (6, 8, 8), (8, 4, 4)],
 }
 LABELS = ["owl", "cat", "dog"]
-PREPROCESSOR = {
-    "do_resize": True,
-    "size": {"shortest_edge": 32},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.4, 0.3],
-    "image_std": [0.2, 0.25, 0.3],
-}
 INPUT = {"channels": 3, "size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 
 MakeFolder = Callable[..., Path]
@@ -54,44 +45,14 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def originals() -> dict[str, nn.Module]:
-    """A tiny network of each kind as transformers makes it, as if it had been trained."""
-    from transformers import AutoConfig, AutoModelForImageClassification
-
-    shared: dict[str, Any] = {
-        "hidden_sizes": [4, 6, 8],
-        "depths": [1, 1, 1],
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {label: index for index, label in enumerate(LABELS)},
-        "problem_type": "multi_label_classification",
-    }
-    configs = {
-        "resnet": AutoConfig.for_model(
-            "resnet", embedding_size=4, layer_type="basic", downsample_in_first_stage=True, **shared
-        ),
-        "convnext": AutoConfig.for_model("convnext", num_stages=3, patch_size=2, **shared),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {kind: _trained(AutoModelForImageClassification, configs[kind]) for kind in KINDS}
-
-
-def _trained(factory: Any, config: Any) -> nn.Module:
-    network: nn.Module = factory.from_config(config).eval()
-    for value in network.state_dict().values():
-        if value.is_floating_point() and value.ndim == 1:
-            value.copy_(0.5 + torch.rand_like(value))
-    return network
+    return {kind: classifier(kind, LABELS, "multi_label") for kind in KINDS}
 
 
 @pytest.fixture(scope="session")
 def saved(
     originals: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    folders = {kind: tmp_path_factory.mktemp(kind) / kind for kind in KINDS}
-    for kind, folder in folders.items():
-        originals[kind].save_pretrained(folder)  # type: ignore[operator]
-        (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    return folders
+    return {kind: save(originals[kind], tmp_path_factory.mktemp(kind) / kind) for kind in KINDS}
 
 
 @pytest.fixture(scope="session")
@@ -113,10 +74,6 @@ def make_folder(saved: dict[str, Path], tmp_path: Path) -> MakeFolder:
         return folder
 
     return make
-
-
-def blocks(kind: str) -> list[str]:
-    return [f"{kind}.encoder.stages.{index}" for index in range(3)]
 
 
 def configured(place: Path, source: str, **teacher: Any) -> TeacherSpec:
