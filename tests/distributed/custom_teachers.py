@@ -63,6 +63,18 @@ class BareConvNet(ConvNet):
                     setattr(part, name, nn.Identity())
 
 
+class ViewingConvNet(ConvNet):
+    """An export has the example's batch size in its flattening: it is entered on its modules."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images
+        for name in self.block_names:
+            features = self.get_submodule(name)(features)
+        features = self.pool(features)
+        logits: Tensor = self.classifier(features.view(features.size(0), -1))
+        return logits
+
+
 def without_batch_norm(spec: TeacherSpec, folder: Path) -> TeacherSpec:
     """A teacher that has no statistics, of the same shapes."""
     own = {"channels": spec.input.channels, "labels": len(spec.labels)} | spec.arguments
@@ -80,6 +92,15 @@ def without_batch_norm(spec: TeacherSpec, folder: Path) -> TeacherSpec:
 
 def with_moods(spec: TeacherSpec) -> TeacherSpec:
     """The same weights in a moody network."""
+    return _made_by(MoodyConvNet, spec)
+
+
+def not_exportable(spec: TeacherSpec) -> TeacherSpec:
+    """The same weights in a network whose export fits one batch size alone."""
+    return _made_by(ViewingConvNet, spec)
+
+
+def _made_by(network: type[ConvNet], spec: TeacherSpec) -> TeacherSpec:
     own = {"channels": spec.input.channels, "labels": len(spec.labels)}
-    source = f"{MoodyConvNet.__module__}:{MoodyConvNet.__name__}"
+    source = f"{network.__module__}:{network.__name__}"
     return spec.model_copy(update={"source": source, "arguments": own | spec.arguments})

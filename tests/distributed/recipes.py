@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.amalgamator import Amalgamator
@@ -69,7 +70,8 @@ def run(
     load_teacher: Callable[[TeacherSpec], Teacher],
     process_group: None,
 ) -> Run:
-    """Run one of `PHASES`: `run("paper", zero_stage=2)`."""
+    """Run one of `PHASES`: `run("paper", zero_stage=2)`; by other teachers of the same names and
+    labels with `specs`, and by those that are served with `teachers`."""
     own: dict[str, dict[str, Any]] = {
         "joint": {"branch_steps": 2, "candidates": 3},
         "paper": {"recipe": "paper", "block_steps": 2, "branch_steps": 2},
@@ -89,13 +91,15 @@ def run(
         name: str,
         target: Any = None,
         losses: Any = None,
+        specs: list[TeacherSpec] = strangers,
+        teachers: Teachers | None = None,
         shelf: Shelf | None = None,
         tell: Callable[[Record], None] | None = None,
         stopping: Callable[[], bool] = lambda: False,
         **training: Any,
     ) -> Ran:
         config = make_config(
-            strangers,
+            specs,
             target={"labels": LABELS, "arguments": {"widths": [4, 6, 8]}}
             | (target or {"branch": BRANCHES[name]}),
             generator={"latent": 6},
@@ -103,9 +107,9 @@ def run(
             | (losses or {}),
             training=short | {"memory_megabytes": 1, "precision": "fp32"} | own[name] | training,
         )
-        teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in strangers})
+        here = teachers or LocalTeachers({spec.name: load_teacher(spec) for spec in specs})
         records: list[Record] = []
-        made = Amalgamator(config, teachers, tell or records.append, shelf=shelf, stopping=stopping)
+        made = Amalgamator(config, here, tell or records.append, shelf=shelf, stopping=stopping)
         return Ran(name, made.run(), records)
 
     return run
