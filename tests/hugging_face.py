@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 KINDS = ["resnet", "convnext"]
 PREPROCESSOR = {
@@ -20,6 +20,11 @@ PREPROCESSOR = {
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.2, 0.25, 0.3],
 }
+STRANGERS: dict[str, dict[str, Any]] = {
+    "resnet": {"labels": ["a", "b", "c"], "task": "single_label"},
+    "convnext": {"labels": ["d", "e"], "task": "multi_label"},
+}
+"""A softmax and a sigmoid teacher, by kind, which is their name too."""
 _OWN: dict[str, dict[str, Any]] = {
     "resnet": {"embedding_size": 4, "layer_type": "basic", "downsample_in_first_stage": True},
     "convnext": {"num_stages": 3, "patch_size": 2},
@@ -62,3 +67,25 @@ def save(network: nn.Module, folder: Path) -> Path:
     network.save_pretrained(folder)  # type: ignore[operator]
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return folder
+
+
+def save_strangers(place: Path) -> list[dict[str, Any]]:
+    """Save each of `STRANGERS` in a folder of its name; them as teachers of a run beside it."""
+    for kind, own in STRANGERS.items():
+        save(classifier(kind, **own), place / kind)
+    return [{"name": k, "source": f"hf:./{k}", "blocks": blocks(k)} for k in STRANGERS]
+
+
+def tail_of(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """A branch's tensors in the state of a target, by the names that they have in transformers."""
+    start = f"tails.{kind}."
+    own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    return {name.partition(".")[2].removeprefix("network."): value for name, value in own.items()}
+
+
+def behind(depth: int, kind: str, file: Mapping[str, Tensor]) -> set[str]:
+    """The names of a file's tensors that belong to later stages than these, or to the head; but
+    for counters, which no frozen network needs."""
+    before = (f"{kind}.embedd", *(f"{name}." for name in blocks(kind)[:depth]))
+    names = {name for name in file if not name.endswith("num_batches_tracked")}
+    return {name for name in names if not name.startswith(before)}
