@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dfka_dist.version import __version__
+
 if TYPE_CHECKING:
     from dfka_dist.config import LossWeights, RunConfig, TeacherSpec
     from dfka_dist.models.generator import GroupStackGenerator
@@ -44,6 +46,7 @@ __all__ = [
     "TeacherPool",
     "TeacherSpec",
     "Teachers",
+    "__version__",
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from dfka_dist.models.backbones import TRUNKS
 from dfka_dist.models.filters import Shape, TeacherFilter
 from dfka_dist.models.preprocessing import Preprocessing, channels_last
 from dfka_dist.models.splitting import BlockChain, cut
+from dfka_dist.version import __version__
 
 
 class BranchPoint(Node):
@@ -218,8 +218,8 @@ class TargetNet(nn.Module):
 
 
 def version() -> str:
-    """The installed version of this package."""
-    return importlib.metadata.version("dfka_dist")
+    """Of this package."""
+    return __version__
 
 
 def _shape(features: Tensor) -> Shape:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
+import pytest
 import reading
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -92,6 +98,51 @@ def test_the_extension_that_the_image_builds_is_the_one_that_deepspeed_loads() -
     text = DOCKERFILE.read_text(encoding="utf-8")
     assert f"/opt/torch_extensions/{named[1]}/{named[1]}.so" in text
     assert "ShareMemCommBuilder().load()" in text
+
+
+def test_a_job_runs_from_what_the_image_copies_where_nothing_of_it_is_installed(
+    copied: Path, libraries: Path
+) -> None:
+    env = {"PYTHONPATH": f"{copied}:{libraries}", "PATH": os.environ["PATH"]}
+
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
+        # -S: what lies in site-packages to find a package that is installed for editing is not run.
+        command = [sys.executable, "-S", *words]
+        return subprocess.run(command, cwd=copied, env=env, capture_output=True, text=True)
+
+    found = "import importlib.metadata as m, dfka_dist; print(dfka_dist.__file__); m.version('ray')"
+    assert python("-c", found).stdout == f"{copied / 'dfka_dist' / '__init__.py'}\n"
+    assert "PackageNotFoundError" in python("-c", f"{found}; m.version('dfka_dist')").stderr
+    config = ("--config", "jobs/presets/digits.yaml")
+    ran = python("jobs/amalgamate.py", *config, "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `COPY .` would bring into the image."""
+    folder = tmp_path_factory.mktemp("app")
+    for line in _lines(reading.ROOT / ".dockerignore"):
+        source, target = reading.ROOT / line[1:], folder / line[1:]
+        if not line.startswith("!"):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that is installed but for this package."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for place in {*map(Path, (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))}:
+        for each in place.iterdir():
+            if "dfka_dist" not in each.name:
+                (folder / each.name).symlink_to(each)
+    return folder
 
 
 def _lines(path: Path) -> list[str]:

@@ -16,6 +16,7 @@ import schemas
 import yaml
 from reading import OVERLAYS
 
+from dfka_dist import __version__
 from dfka_dist.config import RunConfig
 
 Rendered = Callable[[str], list[dict[str, Any]]]
@@ -107,7 +108,7 @@ def test_all_overlays_run_one_version() -> None:
         for image in _yaml(base / f"kubernetes/overlays/{overlay}/kustomization.yaml")["images"]
     }
 
-    assert tags == {version("dfka_dist")}
+    assert tags == {__version__}
     for place in ("Dockerfile", "README.md"):
         text = (base / place).read_text(encoding="utf-8")
         assert set(re.findall(r"dfka-dist:([0-9.]+\d)(?:-gpu)?\b", text)) == tags, place
