@@ -209,39 +209,55 @@ def guarded(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does: what was started is stopped, nothing is left."""
+    """SIGTERM ends the program as Ctrl-C does: what was started is stopped, nothing is left.
+
+    Only the first one: clusters send several, and what is being stopped is not to be disturbed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, _pass_over)
+    signal.default_int_handler(number, frame)
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """No SIG_IGN, which programs that are started meanwhile would have too."""
+
+
 @contextlib.contextmanager
 def patient() -> Iterator[Callable[[], bool]]:
-    """Within, the first signal only asks to stop, and the second ends the program at once.
+    """Within, a signal only asks to stop; a second Ctrl-C ends the program at once, and a second
+    SIGTERM changes nothing, here and afterwards.
 
     Gives whether it was asked.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = threading.Event()
+    asked, pressed = threading.Event(), threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            signal.default_int_handler(number, frame)
         asked.set()
+        if number == signal.SIGINT:
+            if pressed.is_set():
+                signal.default_int_handler(number, frame)
+            pressed.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        done = _pass_over if asked.is_set() else before[signal.SIGTERM]
+        signal.signal(signal.SIGTERM, done)
 
 
 def _say(error: DfkaError, failure: Exception | None) -> int:

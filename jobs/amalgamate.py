@@ -161,7 +161,7 @@ def _stoppable(shelf: FolderShelf | None, progress: Progress) -> Iterator[Callab
 
         def stopping() -> bool:
             if asked():
-                progress.message("stopping with a checkpoint; once more ends it at once")
+                progress.message("stopping with a checkpoint; a second Ctrl-C ends it at once")
             return asked()
 
         yield stopping

@@ -124,7 +124,7 @@ def _told(asked: Callable[[], bool], showing: Showing) -> Callable[[], bool]:
     def stopping() -> bool:
         if asked() and not said:
             said.append(True)
-            showing.message("stopping; once more ends it at once")
+            showing.message("stopping; a second Ctrl-C ends it at once")
         return asked()
 
     return stopping

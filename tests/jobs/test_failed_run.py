@@ -85,10 +85,20 @@ def ctrl_c_twice(process: subprocess.Popen[str]) -> None:
     ctrl_c(process)
 
 
-STOPS = [ctrl_c, pytest.param(ctrl_c_twice, marks=pytest.mark.exhaustive)]
+def sigterm_twice(process: subprocess.Popen[str]) -> None:
+    """Of a cluster that stops the job, and then the pod that it runs in."""
+    process.terminate()
+    time.sleep(0.7)
+    process.terminate()
 
 
-@pytest.fixture(scope="module", params=STOPS, ids=["ctrl_c", "ctrl_c_twice"])
+STOPS = [
+    ctrl_c,
+    *(pytest.param(how, marks=pytest.mark.exhaustive) for how in (ctrl_c_twice, sigterm_twice)),
+]
+
+
+@pytest.fixture(scope="module", params=STOPS, ids=["ctrl_c", "ctrl_c_twice", "sigterm_twice"])
 def stopped(
     request: pytest.FixtureRequest,
     write: Callable[..., Path],

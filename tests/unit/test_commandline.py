@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import pytest
 
@@ -127,6 +129,63 @@ def test_what_fails_where_nothing_can_be_written_is_said_all_the_same(
     monkeypatch.setattr(tempfile, "tempdir", "/proc/x")
     assert commandline.guarded(failing(ZeroDivisionError("by zero")))([]) == 3
     assert said(capsys).startswith("error: ZeroDivisionError: by zero (the log is nowhere")
+
+
+# signals
+
+
+def patient(*numbers: signal.Signals, after: Sequence[signal.Signals] = ()) -> Main:
+    """A job that is told to stop while it can keep itself, and then while it ends."""
+
+    def main(argv: Sequence[str] | None) -> None:
+        with commandline.patient() as asked:
+            for number in numbers:
+                signal.raise_signal(number)
+        for number in after:
+            signal.raise_signal(number)
+        raise Interrupted("kept" if asked() else "never asked")
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("numbers", "after", "line"),
+    [
+        ([], [], "never asked"),
+        ([SIGINT], [], "kept"),
+        ([SIGTERM, SIGTERM, SIGINT, SIGTERM], [], "kept"),
+        ([SIGINT, SIGINT], [], "stopped"),
+        ([SIGTERM], [SIGTERM, SIGTERM], "kept"),
+        ([SIGTERM], [SIGINT], "stopped"),
+        ([], [SIGTERM], "stopped"),
+    ],
+)
+def test_only_a_second_ctrl_c_ends_a_job_that_keeps_itself_at_once(
+    numbers: list[signal.Signals],
+    after: list[signal.Signals],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(SIGTERM)
+    assert commandline.guarded(patient(*numbers, after=after))([]) == 4
+    assert said(capsys) == f"error: {line}"
+    assert signal.getsignal(SIGTERM) == before
+
+
+def test_a_second_sigterm_does_not_disturb_what_is_being_stopped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stopped = []
+
+    def main(argv: Sequence[str] | None) -> None:
+        try:
+            signal.raise_signal(SIGTERM)
+        finally:
+            signal.raise_signal(SIGTERM)
+            stopped.append("everything")
+
+    assert commandline.guarded(main)([]) == 4
+    assert (said(capsys), stopped) == ("error: stopped", ["everything"])
 
 
 @pytest.mark.parametrize(
