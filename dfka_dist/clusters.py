@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import torch
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RpcError
 
@@ -30,8 +31,22 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",
 }
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What Ray sets for the driver of a submitted job, and for nobody else; beside it `RAY_ADDRESS`, as
+HOST:PORT of the cluster that the driver is in."""
 WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Environment of servers and workers, which share cores: a thread that waits gives up its own."""
+
+
+def submitted(config: RunConfig) -> RunConfig:
+    """The same run, but that as a submitted job without an address it has that of its cluster.
+
+    `RAY_ADDRESS` alone does not tell: it may be what `ray job submit` itself is to ask.
+    """
+    if config.run.address or SUBMITTED not in os.environ:
+        return config
+    run = config.run.model_copy(update={"address": os.environ.get("RAY_ADDRESS", "auto")})
+    return config.model_copy(update={"run": run})
 
 
 @contextlib.contextmanager
@@ -62,16 +77,21 @@ def connected(address: str | None, plan: PlacementPlan | None) -> Iterator[list[
 
 def _knock(address: str) -> None:
     """Is anybody there? Ray itself asks for minutes, and fills the terminal meanwhile."""
+    found = address
     if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
+        try:
+            with _unheard():
+                found = canonicalize_bootstrap_address(address) or ""
+        except (ConnectionError, ValueError) as error:
+            raise _no_cluster(address, str(error)) from error
+    host, _, port = found.rpartition(":")
+    if "/" in found or not host or not port.isdecimal():
         raise _no_cluster(address, "it is no HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
         ensure_token_if_auth_enabled(None, create_token_if_missing=False)
         with _unheard():
-            GcsClient(address=address)  # who has the wrong token is told so here, and not by init
+            GcsClient(address=found)  # who has the wrong token is told so here, and not by init
     except AuthenticationError as error:
         raise _no_token(address) from error
     except (OSError, OverflowError, UnicodeError, RpcError) as error:

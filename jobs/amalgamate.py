@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     commandline.refuse_misfits(arguments)
     given = commandline.configuration(arguments)
-    config = given.without_unheard()
+    config = clusters.submitted(given.without_unheard())
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = preparing.prepared(config, resumes=arguments.resume)

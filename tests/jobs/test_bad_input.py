@@ -254,6 +254,35 @@ def test_an_output_folder_with_somebodys_files_is_not_even_overwritten(
     assert [path.read_text() for path in output.iterdir()] == ["mine"]
 
 
+# the cluster
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "[Errno 111] Connection refused"),
+        ("http://127.0.0.1:8265", "it is no HOST:PORT"),
+        ("somewhere", "it is no HOST:PORT"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+def test_an_address_where_no_cluster_is(
+    refused: Refused, address: str, why: str, dry_run: list[str]
+) -> None:
+    line = refused("--set", f"run.address={address}", *dry_run)
+    remedy = "auto, or HOST:PORT of a running Ray cluster"
+    assert line == f"error: run.address: no Ray cluster at {address}: {why} ({remedy})"
+
+
+def test_a_submitted_job_whose_cluster_does_not_answer(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not run by a Ray of its own."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert refused().startswith("error: run.address: no Ray cluster at 127.0.0.1:1: ")
+
+
 # teachers and targets that differ
 
 

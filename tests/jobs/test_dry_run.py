@@ -70,6 +70,13 @@ def test_it_refuses_nodes_that_are_too_small(call: Call, config: Path, tmp_path:
     assert ended.refusal.startswith("error: serving.cpus: servers and workers ask for 2 ")
 
 
+def test_an_address_for_ray_job_submit_is_none_of_a_run(
+    call: Call, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert "0.5 CPU on this machine\n" in call("amalgamate", "--config", config, "--dry-run").out
+
+
 def test_it_writes_nothing(call: Call, config: Path, output: Path) -> None:
     assert call("amalgamate", "--config", config, "--output", output, "--dry-run").code == 0
     assert not output.exists()
