@@ -155,6 +155,21 @@ class Place:
         if self._renaming:
             self.files.move(self._path(name) + self._suffix, self._path(name))
 
+    def put(self, folder: Path, name: str) -> None:
+        """Copy a file, or all that is in a folder, out of a folder of this machine, if it is there.
+
+        Raises:
+            OSError, pyarrow.ArrowException, ValueError: the place cannot be written.
+        """
+        for source in sorted([folder / name, *(folder / name).rglob("*")]):
+            if source.is_file():
+                there = str(source.relative_to(folder))
+                if self._renaming:
+                    self.files.create_dir(self._path(there).rpartition("/")[0], recursive=True)
+                target = self._path(there) + self._suffix
+                fs.copy_files(str(source), target, destination_filesystem=self.files)
+                self.publish(there)
+
     def remove(self, name: str) -> None:
         """Remove a file."""
         self.files.delete_file(self._path(name))

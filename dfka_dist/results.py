@@ -29,6 +29,8 @@ LEFT = (
     "checkpoints",
 )
 """Everything that a run leaves in its folder."""
+COPIED = tuple(name for name in (*LEFT[1:], LEFT[0]) if name != "checkpoints")
+"""What of it is copied to a storage; the last one says that all else is there."""
 
 
 def rebuilt(network: Network) -> TargetNet:

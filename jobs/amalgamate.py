@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dfka_dist import clusters, commandline, launch, preparing, results, resuming
+from dfka_dist import clusters, commandline, copies, launch, preparing, results, resuming
 from dfka_dist.config import RunConfig
 from dfka_dist.folders import write_whole
 from dfka_dist.loading import dump
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = preparing.prepared(config, resumes=arguments.resume)
     shelf = _shelf(arguments, ready, folder)
+    copy = copies.copy_of(config, config.run.name, folder, results.COPIED)
+    if not (arguments.resume or arguments.overwrite):
+        copy.refuse_existing()
     if arguments.dry_run:
         _show(given, _dry_plan(arguments, ready))
         return _warn(given, ready)
@@ -51,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commandline.refuse_unwritable(folder)
     if shelf is not None:
         shelf.place.refuse_unwritable()
-    if arguments.resume and results.is_over(folder):
-        print(f"this run is over: {folder / results.RESULT}")
+    if arguments.resume and _is_over(folder, copy):
         return
     with clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
@@ -65,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             _empty(folder, shelf)
+        copy.clear()
         _warn(given, ready)
         _run(given, ready, folder, placement, shelf, began)
+    _tell(copy.make())
 
 
 def _shelf(
@@ -86,6 +90,17 @@ def _empty(folder: Path, shelf: FolderShelf | None) -> None:
     """Let an earlier run's results go; a shelf that lies there is empty already."""
     own = None if shelf is None else Path(shelf.place.folder)
     commandline.emptied(folder, [name for name in results.LEFT if folder / name != own])
+
+
+def _is_over(folder: Path, copy: copies.Copy) -> bool:
+    """Whether all is done; says so. A copy that is missing is made."""
+    is_here, is_copied = results.is_over(folder), copy.is_whole()
+    if not is_here and not is_copied:
+        return False
+    print(f"this run is over: {folder / results.RESULT if is_here else copy}")
+    if not is_copied:
+        _tell(copy.make())
+    return True
 
 
 def _run(
@@ -206,6 +221,11 @@ def _pooled(evaluation: dict[str, Any]) -> str:
         return f"{said}, no teachers to be beside"
     teachers, kept = (_figure(evaluation[part][key]) for part in ("teachers", "retention"))
     return f"{said}, the teachers side by side {teachers}, kept {kept}"
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def _both(row: dict[str, Any], key: str) -> str:

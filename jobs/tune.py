@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfka_dist import clusters, commandline, preparing, resuming
+from dfka_dist import clusters, commandline, copies, preparing, resuming
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError, RunFailed
 from dfka_dist.folders import write_whole
@@ -49,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("search", "compares runs by what teachers say", "teachers with weights")
     ready = preparing.prepared(config)
     own = resuming.identity(config, ready.weights) | {"search": space.identity}
+    copy = copies.copy_of(config, f"{config.run.name}-sweep", folder, outcome.COPIED)
     if arguments.resume:
         _refuse_another(folder, own)
+    elif not arguments.overwrite:
+        copy.refuse_existing()
     if arguments.dry_run:
         return _show(given, ready, _nodes(arguments, config))
     nodes = None if config.run.address else clusters.this_machine(config)
@@ -71,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         journal.info("%s", why)
         for warning in preparing.warnings(given, ready):
             print(f"warning: {warning}", file=sys.stderr)
-        _search(space, ready, placement, folder, concurrent)
+        copy.clear()
+        lines = _search(space, ready, placement, folder, concurrent)
+    print("\n".join([*lines, *copy.make()]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +104,8 @@ def _search(
     placement: PlacementPlan,
     folder: Path,
     concurrent: int,
-) -> None:
+) -> list[str]:
+    """The result in a few lines."""
     trials = Folder(folder)
     with (
         Showing(f"{ready.config.run.name} sweep") as showing,
@@ -115,7 +121,7 @@ def _search(
             raise RunFailed("no trial came to its end")
         showing.message("ranking all that finished, on images of all of them")
         found = outcome.write(folder, space, jury.rank(records))
-    print("\n".join(outcome.lines(found, folder)))
+    return outcome.lines(found, folder)
 
 
 def _told(asked: Callable[[], bool], showing: Showing) -> Callable[[], bool]:

@@ -95,7 +95,8 @@ class CheckpointSpec(Node):
     """How many of the newest stay."""
     storage: str | None = None
     """Folder or pyarrow.fs URI that all workers reach; the run's are in a folder of its name there.
-    Without it they lie in the output folder, if the cluster has one node."""
+    Without it they lie in the output folder, if the cluster has one node. A URI, or a shared path,
+    gets a copy of the finished output folder too."""
     on_failure: Literal["go_on", "end"] = "go_on"
     """What a run does when one cannot be written: go on, and try again the next time, or end."""
     grace: Seconds = 60.0

@@ -28,6 +28,8 @@ LEFT = (
     TRIALS,
 )
 """Everything that a sweep leaves in its folder."""
+COPIED = (*(name for name in LEFT if name != "sweep.html"), "sweep.html")
+"""The same, with what says that all else is there at the end."""
 
 
 @dataclass(frozen=True)

@@ -68,3 +68,22 @@ def test_a_run_is_over_when_its_result_is_whole(
     if left is not None:
         (tmp_path / "result.json").write_text(left)
     assert results.is_over(tmp_path) == over
+
+
+def test_a_run_that_is_over_is_copied_to_the_storage_and_is_over_there_too(
+    call: Callable[..., Ended], place: Path, tmp_path: Path
+) -> None:
+    folder, copy = place / "done", tmp_path / "storage" / "tiny" / "result"
+    stored = (f"training.checkpoint.storage={tmp_path / 'storage'}", "training.checkpoint.shared=true")
+    sets = [a for change in stored for a in ("--set", change)]
+    given = ("amalgamate", "--config", place / "run.yaml", *sets)
+    over = f"this run is over: {folder / 'result.json'}\n"
+    ended = call(*given, "--output", folder, "--resume")
+    assert (ended.code, ended.out) == (0, f"{over}copied:  {copy}\n")
+    left = {path.name for path in folder.iterdir()} - {"checkpoints"}
+    assert {path.name for path in copy.iterdir()} == left
+    assert call(*given, "--output", folder, "--resume").out == over
+    elsewhere = (*given, "--output", tmp_path / "elsewhere")
+    assert call(*elsewhere, "--resume").out == f"this run is over: {copy}\n"
+    refusal = call(*elsewhere).refusal
+    assert refusal.startswith(f"error: training.checkpoint.storage: {copy} already holds what ")
