@@ -153,6 +153,11 @@ class Cluster:
         """Of the cluster."""
         return f"{self.head.address}:{PORT}"
 
+    @property
+    def dashboard(self) -> str:
+        """Where jobs are submitted."""
+        return f"http://{self.head.address}:8265"
+
     def raise_node(self, node: Node) -> None:
         """Start Ray on a node, and wait for it."""
         head = node is self.head
@@ -162,6 +167,7 @@ class Cluster:
             "num-cpus": 0 if head else 3,
             "object-store-memory": 300_000_000,
             "include-dashboard": "true" if head else None,
+            "dashboard-host": node.address if head else None,
         }
         given = [f"--{key}={value}" for key, value in options.items() if value is not None]
         log = node.path("/tmp/ray.log").open("w")
@@ -171,13 +177,14 @@ class Cluster:
         wait_for(lambda: "Ray runtime started" in ready.read_text(), f"Ray on {node.address}", 90)
 
     def settings(self, name: str, sets: Mapping[str, Any]) -> list[str]:
-        """Arguments that make the digits preset a short run here."""
+        """Arguments that make the digits preset a short run here; what is None is left out."""
         values = SHORT | {
             "run.name": name,
             "run.address": self.address,
             "training.checkpoint.storage": f"s3://bucket/runs?{self.store.options}",
         }
-        return [a for key, value in (values | sets).items() for a in ("--set", f"{key}={value}")]
+        given = {key: value for key, value in (values | sets).items() if value is not None}
+        return [a for key, value in given.items() for a in ("--set", f"{key}={value}")]
 
     def start(
         self, name: str, *arguments: str, node: Node | None = None, sets: Mapping[str, Any] = {}

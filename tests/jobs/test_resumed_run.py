@@ -74,7 +74,10 @@ def test_a_run_that_is_over_is_copied_to_the_storage_and_is_over_there_too(
     call: Callable[..., Ended], place: Path, tmp_path: Path
 ) -> None:
     folder, copy = place / "done", tmp_path / "storage" / "tiny" / "result"
-    stored = (f"training.checkpoint.storage={tmp_path / 'storage'}", "training.checkpoint.shared=true")
+    stored = (
+        f"training.checkpoint.storage={tmp_path / 'storage'}",
+        "training.checkpoint.shared=true",
+    )
     sets = [a for change in stored for a in ("--set", change)]
     given = ("amalgamate", "--config", place / "run.yaml", *sets)
     over = f"this run is over: {folder / 'result.json'}\n"

@@ -16,6 +16,8 @@ import reading
 import yaml
 from ray._private.runtime_env.packaging import create_package
 
+from dfka_dist.config.training import CheckpointSpec
+
 LIMIT = 5 * 10**6
 RUNTIME_ENV = reading.ROOT / "cluster" / "runtime_env.yaml"
 DRIVER = """
@@ -58,10 +60,13 @@ def test_an_upload_has_what_a_job_needs_and_nothing_else(uploaded: Path) -> None
     assert not [name for name in names if "__pycache__" in name]
 
 
-def test_the_runtime_environment_holds_no_secrets() -> None:
+def test_the_runtime_environment_lets_a_stopped_job_keep_itself_and_holds_no_secrets() -> None:
     tree = yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
 
-    assert set(tree) == {"excludes"}
+    assert set(tree) == {"excludes", "env_vars"}
+    (variable,) = tree["env_vars"].items()
+    assert variable[0] == "RAY_JOB_STOP_WAIT_TIME_S"
+    assert int(variable[1]) > CheckpointSpec().grace
 
 
 def test_a_driver_is_told_and_not_the_shell_that_started_it(leave: ModuleType) -> None:
