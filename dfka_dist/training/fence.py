@@ -11,7 +11,9 @@ import uuid
 
 from pyarrow import fs
 
-from dfka_dist.places import Place
+from dfka_dist.errors import RunFailed
+from dfka_dist.places import UNREACHABLE, Place
+from dfka_dist.training.collectives import gathered, rank_and_size
 
 OWNER = "owner"
 """File with the mark of the start that may write."""
@@ -39,12 +41,28 @@ class Fence:
             file.write(self.own.encode())
         self._place.publish(OWNER)
 
-    def crossed(self) -> str | None:
-        """What is wrong, if there is a newer start.
+    def refuse_another(self) -> str | None:
+        """Make sure that there is no newer start; a collective, in which rank 0 looks.
+
+        Returns:
+            why that cannot be seen, if it cannot.
 
         Raises:
-            OSError, pyarrow.ArrowException, ValueError: the place cannot be read.
+            RunFailed: there is one; on all.
         """
+        crossed, failure = None, None
+        if rank_and_size()[0] == 0:
+            try:
+                crossed = self._crossed()
+            except UNREACHABLE as error:
+                failure = f"{self._place} cannot be read: {self._place.plain(error)}"
+        crossed, failure = gathered((crossed, failure))[0]
+        if crossed is not None:
+            raise RunFailed(crossed)
+        return failure
+
+    def _crossed(self) -> str | None:
+        """What is wrong, if there is a newer start."""
         there = f"{self._place.folder}/{OWNER}"
         if self.own is None or self._place.files.get_file_info(there).type == fs.FileType.NotFound:
             return None

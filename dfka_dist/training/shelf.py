@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,7 @@ class FolderShelf:
         Raises:
             RunFailed: it is not.
         """
-        with suppress(*UNREACHABLE):
-            _refuse(self._fence.crossed())
+        self._fence.refuse_another()
 
     def clear(self) -> None:
         """Let all checkpoints go, and nothing else that lies there.
@@ -201,7 +199,7 @@ class FolderShelf:
             put(writing.lasting, self.place, LASTING)
             put(writing.folder, self.place, name_of(global_step))
 
-        failure = self._looked_over_the_fence()
+        failure = self._fence.refuse_another()
         # Of a save that was interrupted, perhaps by more workers, nothing may stay in it.
         failure = failure or said_by_any(self._tried(lambda: self._remove(there)))
         failure = failure or said_by_any(self._tried(put_all))
@@ -209,29 +207,12 @@ class FolderShelf:
             if rank_and_size()[0] == 0:
                 self._tried(lambda: self._files.delete_dir(there))
             raise NotKept(f"no checkpoint at step {global_step}: {failure}")
-        self._looked_over_the_fence()
+        self._fence.refuse_another()
         self._broken.discard(global_step)
         if rank_and_size()[0] == 0:
             failure = self._tried(lambda: prune(self.place, global_step, self._keep, self._broken))
             if failure is not None:
                 log.warning("older checkpoints stay in %s: %s", self, failure)
-
-    def _looked_over_the_fence(self) -> str | None:
-        """Why that was not possible; a collective.
-
-        Raises:
-            RunFailed: there is another start; on all.
-        """
-        crossed: str | None = None
-
-        def look() -> None:
-            nonlocal crossed
-            crossed = self._fence.crossed()
-
-        failure = self._tried(look) if rank_and_size()[0] == 0 else None
-        crossed, failure = gathered((crossed, failure))[0]
-        _refuse(crossed)
-        return failure
 
     def _remove(self, folder: str) -> None:
         if (
