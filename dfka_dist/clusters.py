@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -134,14 +135,30 @@ def _connect(address: str | None, plan: PlacementPlan | None) -> None:
         where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     # Ray takes SIGTERM for itself, and dies of it without stopping what it started.
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        **where,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": WORKERS},
-    )
+    with contextlib.nullcontext() if address else _on_loopback():
+        ray.init(
+            **where,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": WORKERS},
+        )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What is started within is on 127.0.0.1, and listens nowhere else.
+
+    Ray takes that address only on systems on which it makes no clusters, and elsewhere looks for
+    one that other machines reach.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def nodes() -> list[NodeResources]:

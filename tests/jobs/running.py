@@ -8,10 +8,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 HERE = Path(__file__).parent
@@ -63,6 +65,19 @@ def run(name: str, *arguments: str | Path, cwd: Path | None = None) -> Ended:
         finally:
             process.kill()
     return Ended(process.returncode, out, err)
+
+
+def listening(process: subprocess.Popen[str]) -> set[tuple[str, str]]:
+    """Where a job and all that it has started listen: addresses, and who it is."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        job = psutil.Process(process.pid)
+        for each in (job, *job.children(recursive=True)):
+            with suppress(psutil.Error):
+                for socket in each.net_connections("inet"):
+                    if socket.status == psutil.CONN_LISTEN:
+                        found.add((socket.laddr.ip, " ".join(each.cmdline())))
+    return found
 
 
 def traces() -> set[Path]:

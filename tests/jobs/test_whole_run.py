@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from running import Ended, keys, run, traces
+from running import Ended, keys, listening, run, start, traces
 
 from dfka_dist.config import TeacherSpec
 from dfka_dist.models.target import TargetNet
@@ -79,6 +81,8 @@ class Finished:
     ended: Ended
     traces: set[Path]
     """That it left outside of its folder."""
+    listened: frozenset[tuple[str, str]] = frozenset()
+    """Addresses where it and its processes listened while it went on, and which processes."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -94,8 +98,20 @@ def finished(
     place = tmp_path_factory.mktemp("finished")
     training = tiny["training"] | EXACT | {"branch_steps": 2}
     config, folder, before = write(place, training=training), place / "run", traces()
-    ended = run("amalgamate", "--config", config, "--output", folder)
-    return Finished(config, folder, ended, traces() - before)
+    listened = set[tuple[str, str]]()
+    with (
+        start("amalgamate", "--config", config, "--output", folder) as process,
+        ThreadPoolExecutor() as beside,
+    ):
+        try:
+            told = beside.submit(process.communicate, timeout=300)
+            while not told.done():
+                listened |= listening(process)
+                wait([told], timeout=0.5)
+            ended = Ended(process.returncode, *told.result())
+        finally:
+            process.kill()
+    return Finished(config, folder, ended, traces() - before, frozenset(listened))
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +169,21 @@ def test_it_leaves_nothing_outside_of_its_folder(finished: Finished, again: Fini
     assert finished.traces | again.traces == set()
 
 
+def test_nobody_but_torchs_store_listens_beyond_the_loopback(finished: Finished) -> None:
+    """The store, by which workers find each other, listens everywhere."""
+    servers = {name for _, name in finished.listened}
+    assert any("gcs_server" in name for name in servers)
+    assert any("raylet" in name for name in servers)
+    beyond = {name for address, name in finished.listened if not is_loopback(address)}
+    assert [name for name in beyond if "RayTrainWorker" not in name] == []
+
+
+def is_loopback(address: str) -> bool:
+    known = ip_address(address)
+    inner = known.ipv4_mapped if isinstance(known, IPv6Address) else None
+    return (inner or known).is_loopback
+
+
 def test_it_leaves_every_file_that_is_promised(finished: Finished) -> None:
     found = {str(p.relative_to(finished.folder)) for p in finished.folder.rglob("*") if p.is_file()}
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
@@ -166,6 +197,7 @@ def test_it_leaves_every_file_that_is_promised(finished: Finished) -> None:
         "report.html",
         "resolved.yaml",
         "run.log",
+        "checkpoints/owner",
     }
 
 
