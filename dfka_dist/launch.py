@@ -18,10 +18,10 @@ import torch
 import yaml
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchTrainer
 
 from dfka_dist import machine, resuming
 from dfka_dist.config import RunConfig
+from dfka_dist.elastic import RoomyTrainer
 from dfka_dist.errors import DfkaError
 from dfka_dist.loading import dump, parse
 from dfka_dist.notices import Failure, Inbox, Meeting, NoticeBoard, Seat, Warner
@@ -117,8 +117,8 @@ def amalgamate(
             clear_away(watch.controller)
 
 
-def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> TorchTrainer:
-    return TorchTrainer(
+def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> RoomyTrainer:
+    return RoomyTrainer(
         _work,
         train_loop_config={
             "config": dump(config),

@@ -210,17 +210,34 @@ def test_two_workers_that_lose_a_teacher_end_soon_and_say_which(
     assert left_since(before) == set()
 
 
+def test_a_range_of_workers_is_as_many_as_fit_beside_the_teachers(
+    tiny: Tiny, teachers: ServedTeachers, tmp_path: Path
+) -> None:
+    """The cluster has CPUs for two, if its teachers had none."""
+    kept = {"worker_cpus": 4.0, "start_timeout": 150.0, "checkpoint": {"every": 2}}
+    config = tiny(workers={"min": 1, "max": 2}, **kept)
+    shelf = FolderShelf(str(tmp_path), keep=1)
+    launch.amalgamate(config, teachers, [].append, shelf=shelf)
+    told = shelf.told()
+    assert told is not None and told["workers"] == 1
+
+
+@pytest.mark.parametrize(("workers", "wanted"), [(2, "2"), ({"min": 1, "max": 2}, "1 to 2")])
 def test_workers_without_room_are_told_of_and_end_the_run(
-    tiny: Tiny, teachers: ServedTeachers, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny,
+    teachers: ServedTeachers,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int | dict[str, int],
+    wanted: str,
 ) -> None:
     """Ray Train would try for ever; and nobody else removes the group that it waits for."""
     monkeypatch.setattr(watching, "REMINDING", 2.0)
     before, warnings = alive(), list[str]()
-    config = tiny(workers=2, worker_cpus=64.0, start_timeout=5.0)
-    said = r"no worker for \d s: wanted are 2 of 64 CPU; free now: {'CPU': .*training.start_timeout"
+    config = tiny(workers=workers, worker_cpus=64.0, start_timeout=5.0)
+    said = f"no worker for .* wanted are {wanted} of 64 CPU; free now: .*training.start_timeout"
     with pytest.raises(RunFailed, match=said):
         launch.amalgamate(config, teachers, [].append, on_warning=warnings.append)
-    assert [each[:17] for each in warnings] == ["no worker for 2 s", "no worker for 4 s"]
+    assert warnings and all(each.startswith("no worker for ") for each in warnings)
     assert left_since(before) == set()
 
 

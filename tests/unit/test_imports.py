@@ -77,11 +77,12 @@ def rooms(*modules: str) -> set[str]:
 
 
 SEAMS = {
-    "ray.train": rooms("launch", "presence", "wires"),
+    "ray.train": rooms("elastic", "launch", "presence", "wires"),
     "ray.tune": rooms(*(f"tuning/{m}" for m in ("trial", "sampling", "listening", "sweep"))),
     "ray": rooms(
         "launch",
         "clusters",
+        "elastic",
         "notices",
         "presence",
         "wires",
