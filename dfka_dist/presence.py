@@ -29,7 +29,7 @@ PATIENCE = 10.0
 
 
 class Presence(ControllerCallback):  # type: ignore[misc]
-    """Goes with the controller, and tells a board whenever its state changes.
+    """Goes with the controller, and tells a board whenever there are workers, or none any more.
 
     Args:
         board: an actor that is a `NoticeBoard`.
@@ -37,6 +37,7 @@ class Presence(ControllerCallback):  # type: ignore[misc]
 
     def __init__(self, board: Any) -> None:
         self._board, self._turn = board, 0
+        self._told: bool | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """See `ControllerCallback`."""
@@ -47,6 +48,9 @@ class Presence(ControllerCallback):  # type: ignore[misc]
         self._tell(stands=not isinstance(current_state, WITHOUT))
 
     def _tell(self, *, stands: bool) -> None:
+        if stands == self._told:  # one that waits for room comes to the same state again and again
+            return
+        self._told = stands
         self._turn += 1
         controller = ray.get_runtime_context().get_actor_id()
         self._board.stand.remote(self._turn, stands=stands, controller=controller)
