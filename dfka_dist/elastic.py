@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray._private import state as ray_state
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
 PAUSE = 0.5
@@ -19,7 +20,12 @@ PAUSE = 0.5
 
 
 class RoomyTrainer(TorchTrainer):  # type: ignore[misc]
-    """A trainer whose number of workers, if it is a range, follows what is free."""
+    """A trainer whose number of workers, if it is a range, follows what is free; it has no cleaner
+    of placement groups but one that it is given."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()
+        return [each for each in made if type(each) is not PlacementGroupCleanerCallback]
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         if self.scaling_config.elasticity_enabled:

@@ -25,7 +25,7 @@ from dfka_dist.elastic import RoomyTrainer
 from dfka_dist.errors import DfkaError
 from dfka_dist.loading import dump, parse
 from dfka_dist.notices import Failure, Inbox, Meeting, NoticeBoard, Seat, Warner
-from dfka_dist.presence import Presence, clear_away
+from dfka_dist.presence import KnownCleaner, Presence, clear_away
 from dfka_dist.teachers.pool import beside_the_driver
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
@@ -114,7 +114,7 @@ def amalgamate(
     finally:
         ray.kill(conductor)  # and with it Ray Train's own actors, if they are still there
         if watch is not None and watch.controller is not None:
-            clear_away(watch.controller)
+            clear_away(watch.controller, watch.cleaner)
 
 
 def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> RoomyTrainer:
@@ -133,7 +133,7 @@ def _trainer(config: RunConfig, given: Given, conductor: Any, storage: str) -> R
             storage_path=storage,
             failure_config=FailureConfig(max_failures=config.training.max_failures),
             worker_runtime_env={"env_vars": _environment(config)},
-            callbacks=[Presence(conductor)],
+            callbacks=[Presence(conductor), KnownCleaner(conductor)],
         ),
         torch_config=OwnInterface(
             backend="nccl" if config.training.worker_gpus else "gloo",

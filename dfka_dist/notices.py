@@ -75,6 +75,8 @@ class News:
     """Seconds without any worker; None while there are some."""
     controller: str | None = None
     """Ray Train's, its id as an actor."""
+    cleaner: Any = None
+    """An actor that removes the placement group of a controller that is dead."""
 
 
 class NoticeBoard:
@@ -86,6 +88,7 @@ class NoticeBoard:
         self._alone_since: float | None = time.monotonic()
         self._turn = 0
         self._controller: str | None = None
+        self._cleaner: Any = None
 
     def stand(self, turn: int, *, stands: bool, controller: str) -> None:
         """Workers are there, or not.
@@ -98,6 +101,10 @@ class NoticeBoard:
             return
         self._turn, self._controller = turn, controller
         self._alone_since = None if stands else self._alone_since or time.monotonic()
+
+    def clean(self, cleaner: Any) -> None:
+        """There is an actor that cleans up behind the controller."""
+        self._cleaner = cleaner
 
     def meet(self, meeting: Meeting) -> None:
         """Workers are there; those of before are gone, and with them where they were."""
@@ -139,7 +146,7 @@ class NoticeBoard:
         self._news = News(end=news.end, meeting=news.meeting, waited=news.waited)
         since = self._alone_since
         news.alone = None if since is None else time.monotonic() - since
-        news.controller = self._controller
+        news.controller, news.cleaner = self._controller, self._cleaner
         return news
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ import ray
 from ray._private import state as ray_state
 from ray._raylet import PlacementGroupID
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import state as states
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -56,7 +57,26 @@ class Presence(ControllerCallback):  # type: ignore[misc]
         self._board.stand.remote(self._turn, stands=stands, controller=controller)
 
 
-def clear_away(controller: str) -> None:
+class KnownCleaner(PlacementGroupCleanerCallback):  # type: ignore[misc]
+    """Ray Train's own, whose cleaner the board knows: where there is no dashboard that would never
+    find out that the controller is dead, and nothing ends it with the run.
+
+    Args:
+        board: see `Presence`.
+    """
+
+    def __init__(self, board: Any) -> None:
+        super().__init__()
+        self._board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """See `ControllerCallback`."""
+        super().after_controller_start(train_run_context)
+        if self._cleaner is not None:
+            self._board.clean.remote(self._cleaner)
+
+
+def clear_away(controller: str, cleaner: Any = None) -> None:
     """Remove the placement groups of a controller that was killed, as soon as it is dead.
 
     Ray Train's own cleaner asks the dashboard, which need not be there, and knows of no group that
@@ -64,7 +84,10 @@ def clear_away(controller: str) -> None:
 
     Args:
         controller: its id as an actor.
+        cleaner: Ray Train's own, an actor.
     """
+    if cleaner is not None:
+        ray.kill(cleaner)
     latest = time.monotonic() + PATIENCE
     while ray_state.actors(controller).get("State") != "DEAD" and time.monotonic() < latest:
         time.sleep(0.05)

@@ -47,6 +47,8 @@ class Watch:
         self._timeout, self._grace = training.timeout, training.checkpoint.grace
         self.controller: str | None = None
         """Ray Train's, its id as an actor, as soon as that is known."""
+        self.cleaner: Any = None
+        """Ray Train's actor that cleans up behind it, as soon as that is known."""
         self._reminded = 0
         self._latest: float | None = None
         self._all_in: float | None = None
@@ -88,7 +90,7 @@ class Watch:
 
     def _collected(self) -> News:
         news: News = ray.get(self._conductor.collect.remote())
-        self.controller = news.controller
+        self.controller, self.cleaner = news.controller, news.cleaner
         if news.alone is None:
             self._reminded = 0
         for story in news.stories:

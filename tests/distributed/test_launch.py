@@ -222,6 +222,20 @@ def test_a_range_of_workers_is_as_many_as_fit_beside_the_teachers(
     assert told is not None and told["workers"] == 1
 
 
+def test_a_run_that_is_dropped_in_the_middle_leaves_no_placement_group(
+    tiny: Tiny, teachers: ServedTeachers
+) -> None:
+    """Ray Train's own cleaner asks the dashboard, which is not there."""
+
+    def drop(record: Record) -> None:
+        raise KeyboardInterrupt
+
+    before = alive()
+    with pytest.raises(KeyboardInterrupt):
+        launch.amalgamate(tiny(steps=100_000, rehearsal_steps=0), teachers, drop)
+    assert left_since(before) == set()
+
+
 @pytest.mark.parametrize(("workers", "wanted"), [(2, "2"), ({"min": 1, "max": 2}, "1 to 2")])
 def test_workers_without_room_are_told_of_and_end_the_run(
     tiny: Tiny,
