@@ -77,8 +77,8 @@ class Watch:
                 on_warning(warning)
             failure = news.end if isinstance(news.end, DfkaError) else self._late(news, over)
             if failure is not None:
-                # The other workers have met the same, or wait for this one in vain.
-                ray.wait([self._running], timeout=PATIENCE)
+                # The others have met the same, or wait for this one in vain, or hang.
+                ray.wait([self._running], timeout=ALL_IN if news.waited else PATIENCE)
                 self._collected()
                 raise failure
             if not over and news.alone is not None:

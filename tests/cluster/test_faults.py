@@ -113,6 +113,7 @@ def test_a_server_that_dies_at_its_work_is_asked_again(
         place.unlink(missing_ok=True)
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_is_late_is_named_when_the_others_give_up(
     nodes: Cluster, undisturbed: Job
 ) -> None:
