@@ -9,6 +9,7 @@ import pytest
 from running import Ended, run
 
 from dfka_dist import results
+from dfka_dist.tuning import outcome
 
 Refused = Callable[..., str]
 
@@ -90,3 +91,17 @@ def test_a_run_that_is_over_is_copied_to_the_storage_and_is_over_there_too(
     assert call(*elsewhere, "--resume").out == f"this run is over: {copy}\n"
     refusal = call(*elsewhere).refusal
     assert refusal.startswith(f"error: training.checkpoint.storage: {copy} already holds what ")
+
+
+@pytest.mark.parametrize(
+    ("copied", "left", "last"),
+    [
+        (results.COPIED, results.LEFT, "result.json"),
+        (outcome.COPIED, outcome.LEFT, "sweep.html"),
+    ],
+)
+def test_what_says_that_all_is_there_is_copied_at_the_end(
+    copied: tuple[str, ...], left: tuple[str, ...], last: str
+) -> None:
+    assert copied[-1] == last
+    assert {*left} - {*copied} <= {"checkpoints"}

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from objectstore import SECRET, ObjectStore
 
-from dfka_dist import results
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.copies import Copy, copy_of
 from dfka_dist.errors import InputError, RunFailed
 from dfka_dist.places import Place
-from dfka_dist.tuning import outcome
 
 NAMES = ("network", "notes.txt", "missing", "result.json")
 MakeConfig = Callable[..., RunConfig]
@@ -122,17 +120,3 @@ def test_a_copy_lies_with_the_checkpoints_of_the_run(
     shared = make(storage=str(tmp_path / "disk"), shared=True)
     assert str(shared) == str(tmp_path / "disk" / "test" / "result")
     assert str(make(storage="s3://bucket/runs?region=x")) == "s3://bucket/runs/test/result"
-
-
-@pytest.mark.parametrize(
-    ("copied", "left", "last"),
-    [
-        (results.COPIED, results.LEFT, "result.json"),
-        (outcome.COPIED, outcome.LEFT, "sweep.html"),
-    ],
-)
-def test_what_says_that_all_is_there_is_copied_at_the_end(
-    copied: tuple[str, ...], left: tuple[str, ...], last: str
-) -> None:
-    assert copied[-1] == last
-    assert {*left} - {*copied} <= {"checkpoints"}
