@@ -46,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Nodes have copies of what DeepSpeed compiles, once others have had it compiled.
+    items.sort(key=lambda item: item.path.parent.name == "cluster")
     if config.getoption("--faults") == "all":
         return
     more = [item for item in items if item.get_closest_marker("exhaustive")]
