@@ -53,10 +53,10 @@ def test_buffers_of_one_worker_stay_as_they_are() -> None:
 
 def alone_in_a_collective(rank: int, meeting: str, told: str) -> None:
     """Rank 1 does not come."""
-    torch.distributed.init_process_group(
-        "gloo", meeting, rank=rank, world_size=2, timeout=timedelta(seconds=1)
-    )
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    torch.distributed.barrier()
     if rank == 0:
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         try:
             torch.distributed.all_reduce(torch.ones(1))
         except RuntimeError as error:

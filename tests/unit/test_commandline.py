@@ -134,6 +134,14 @@ def test_what_fails_where_nothing_can_be_written_is_said_all_the_same(
 # signals
 
 
+@pytest.fixture
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Tests in the background ignore it."""
+    before = signal.signal(SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(SIGINT, before)
+
+
 def patient(*numbers: signal.Signals, after: Sequence[signal.Signals] = ()) -> Main:
     """A job that is told to stop while it can keep itself, and then while it ends."""
 
@@ -160,6 +168,7 @@ def patient(*numbers: signal.Signals, after: Sequence[signal.Signals] = ()) -> M
         ([], [SIGTERM], "stopped"),
     ],
 )
+@pytest.mark.usefixtures("_ctrl_c_is_heard")
 def test_only_a_second_ctrl_c_ends_a_job_that_keeps_itself_at_once(
     numbers: list[signal.Signals],
     after: list[signal.Signals],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,25 +12,27 @@ import pytest
 from dfka_dist.folders import whole, write_whole
 
 
-@pytest.fixture
+@contextmanager
 def full() -> Iterator[None]:
     """As far as one process can be brought to it: no file may be longer than a few bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_text_that_has_no_room_leaves_nothing(tmp_path: Path, full: None) -> None:
-    with pytest.raises(OSError, match="too large"):
+def test_a_text_that_has_no_room_leaves_nothing(tmp_path: Path) -> None:
+    with full(), pytest.raises(OSError, match="too large"):
         write_whole(tmp_path / "result.json", "more than four")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_that_has_no_room_leaves_what_was_there(tmp_path: Path, full: None) -> None:
+def test_a_text_that_has_no_room_leaves_what_was_there(tmp_path: Path) -> None:
     place = tmp_path / "result.json"
     place.write_text("{}")
-    with pytest.raises(OSError, match="too large"):
+    with full(), pytest.raises(OSError, match="too large"):
         write_whole(place, "more than four")
     assert place.read_text() == "{}"
 
