@@ -210,6 +210,7 @@ def test_two_workers_that_lose_a_teacher_end_soon_and_say_which(
     assert left_since(before) == set()
 
 
+@pytest.mark.exhaustive
 def test_a_range_of_workers_is_as_many_as_fit_beside_the_teachers(
     tiny: Tiny, teachers: ServedTeachers, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_range_of_workers_is_as_many_as_fit_beside_the_teachers(
     assert told is not None and told["workers"] == 1
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_is_dropped_in_the_middle_leaves_no_placement_group(
     tiny: Tiny, teachers: ServedTeachers
 ) -> None:
@@ -236,7 +238,10 @@ def test_a_run_that_is_dropped_in_the_middle_leaves_no_placement_group(
     assert left_since(before) == set()
 
 
-@pytest.mark.parametrize(("workers", "wanted"), [(2, "2"), ({"min": 1, "max": 2}, "1 to 2")])
+RANGE = pytest.param({"min": 1, "max": 2}, "1 to 2", marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("workers", "wanted"), [(2, "2"), RANGE])
 def test_workers_without_room_are_told_of_and_end_the_run(
     tiny: Tiny,
     teachers: ServedTeachers,

@@ -102,7 +102,8 @@ def test_the_saved_target_predicts_what_the_outcome_predicts(ran: Ran, tmp_path:
         assert torch.equal(again.predict(images), target.predict(images))
 
 
-@pytest.mark.parametrize("name", ["joint", pytest.param("paper", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["joint", "paper"])
 def test_served_teachers_make_the_target_that_local_ones_make(
     run: Run, odd: list[TeacherSpec], make_pool: MakePool, name: str
 ) -> None:

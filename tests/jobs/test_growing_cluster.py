@@ -85,6 +85,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             _end(process)
 
 
+@pytest.mark.exhaustive
 def test_a_run_whose_workers_come_to_other_nodes_keeps_nothing_on_their_disks(
     address: str, config: Path, tmp_path: Path
 ) -> None:

@@ -282,6 +282,7 @@ def test_without_test_data_stdout_shows_the_agreement(again: Finished) -> None:
     assert again.ended.out.startswith("no score for all labels at once; agreement on ")
 
 
+@pytest.mark.exhaustive
 def test_a_target_learns_from_an_archive_when_its_teachers_are_gone(alone: Finished) -> None:
     assert alone.ended.code == 0, alone.ended.err
     net = TargetNet.from_pretrained(alone.folder / "target_net")
@@ -289,6 +290,7 @@ def test_a_target_learns_from_an_archive_when_its_teachers_are_gone(alone: Finis
     assert alone.traces == set()
 
 
+@pytest.mark.exhaustive
 def test_a_target_without_teachers_is_scored_alone(alone: Finished) -> None:
     found = alone.result
     told = found["evaluation"]
@@ -300,6 +302,7 @@ def test_a_target_without_teachers_is_scored_alone(alone: Finished) -> None:
     assert re.match(r"squares: top-1 \d\.\d{4}, no teachers to be beside\n", alone.ended.out)
 
 
+@pytest.mark.exhaustive
 def test_evaluating_a_target_without_teachers_gives_the_same_figures(
     alone: Finished, call: Callable[..., Ended]
 ) -> None:
@@ -309,6 +312,7 @@ def test_evaluating_a_target_without_teachers_gives_the_same_figures(
     assert ended.err.endswith("so the target is scored alone\n")
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_with_that_target_and_with_no_other(
     alone: Finished, call: Callable[..., Ended], tmp_path: Path
 ) -> None:
