@@ -33,33 +33,45 @@ TRIALS = 3
 """The pilot, with the run's own values, and the grid."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)],
-)
+STOPS = [
+    pytest.param(number, marks=pytest.mark.exhaustive)
+    for number in (signal.SIGTERM, signal.SIGKILL)
+]
+
+
+@pytest.fixture(scope="module", params=[None, *STOPS])
 def swept(
     request: pytest.FixtureRequest,
     write: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The folder of a sweep that was stopped or killed after its first trial, and that went on."""
+    """The folder of a sweep that is over; or was stopped or killed after its first trial, and went
+    on."""
     folder = tmp_path_factory.mktemp("swept")
     write(folder, search=SEARCH)
     arguments = ("tune", "--config", folder / "run.yaml", "--output", folder / "out", "--resume")
-    with start(*arguments) as process:
-        try:
-            _wait_for(folder / "out" / "trials", "*/trial.json")
-            process.send_signal(request.param)
-            _, err = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    if request.param == signal.SIGTERM:
-        assert process.returncode == 4 and "--resume goes on" in err.splitlines()[-1], err
+    if request.param is not None:
+        _stop_after_a_trial(folder, arguments, request.param)
     before = _seconds(folder)
     ended = run(*arguments)
     assert ended.code == 0, ended.err
-    assert len(before) == 1 and _seconds(folder).items() >= before.items()
+    assert len(before) == (request.param is not None)
+    assert _seconds(folder).items() >= before.items()
     return folder
+
+
+def _stop_after_a_trial(
+    folder: Path, arguments: tuple[str | Path, ...], number: signal.Signals
+) -> None:
+    with start(*map(str, arguments)) as process:
+        try:
+            _wait_for(folder / "out" / "trials", "*/trial.json")
+            process.send_signal(number)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    if number == signal.SIGTERM:
+        assert process.returncode == 4 and "--resume goes on" in err.splitlines()[-1], err
 
 
 def _wait_for(place: Path, pattern: str) -> None:
