@@ -149,7 +149,8 @@ def test_a_worker_that_dies_while_it_saves_leaves_the_checkpoint_before(
     as_undisturbed(job, undisturbed, nodes)
 
 
-@pytest.mark.parametrize("which", ["far", pytest.param("near", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("which", ["far", "near"])
 def test_a_node_that_is_lost_and_comes_back_costs_no_more_than_time(
     nodes: Cluster, undisturbed: Job, which: str
 ) -> None:

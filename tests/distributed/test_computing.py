@@ -35,6 +35,7 @@ def meet(rank: int, folder: Path) -> None:
     (folder / f"{rank}.txt").write_text(str(computing.agreed("auto", CPU)))
     while not (folder / f"{1 - rank}.txt").exists():  # it may be hearing this one still
         time.sleep(0.01)
+    torch.distributed.destroy_process_group()
 
 
 def test_workers_of_different_machines_agree_on_the_least(tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def test_workers_without_room_are_told_of_and_end_the_run(
     assert left_since(before) == set()
 
 
+@pytest.mark.exhaustive
 def test_what_a_worker_meets_that_another_has_left_behind_is_in_the_log(
     tiny: Tiny, teachers: ServedTeachers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

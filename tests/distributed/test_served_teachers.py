@@ -204,7 +204,8 @@ def test_a_client_that_was_sent_to_another_process_asks_the_same_servers(
     assert error(logits, answered(local, asked).logits) <= TOLERANCE
 
 
-@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("shards", [1, 2])
 def test_compiled_teachers_give_equal_answers_and_gradients(
     specs: dict[str, TeacherSpec], make_pool: MakePool, local: LocalTeachers, shards: int
 ) -> None:

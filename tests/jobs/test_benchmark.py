@@ -44,9 +44,10 @@ def test_a_table_cannot_lie_in_a_file(call: Call, config: Path) -> None:
     assert refusal.startswith("error: --output: ")
 
 
-@pytest.mark.parametrize(
-    ("way", "threads", "order"), [("local", 2, "turns"), ("served", 1, "at once")]
-)
+SERVED = pytest.param("served", 1, "at once", marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("way", "threads", "order"), [("local", 2, "turns"), SERVED])
 def test_an_arm_takes_as_many_steps_as_it_is_told_and_says_how_long_one_took(
     config: Path, way: Way, threads: int, order: Order
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_run_whose_workers_come_to_other_nodes_keeps_nothing_on_their_disks(
     assert list(storage.rglob("checkpoint-*")) == []
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_waits_for_nodes_is_given_them(
     address: str, config: Path, tmp_path: Path
 ) -> None:
