@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from limits import no_file_longer_than
 
 from dfka_dist.training.checkpoint import (
     BrokenCheckpoint,
@@ -102,13 +102,9 @@ def test_a_checkpoint_that_nobody_wrote_is_none(tmp_path: Path) -> None:
 
 
 def test_a_state_that_does_not_fit_on_the_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"state: .*File too large"):
-            write_state(tmp_path / "state", {"x": torch.ones(1024)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    what = r"state: .*File too large"
+    with no_file_longer_than(1024), pytest.raises(OSError, match=what):
+        write_state(tmp_path / "state", {"x": torch.ones(1024)})
 
 
 # several readers

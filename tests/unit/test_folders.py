@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from limits import no_file_longer_than
 
 from dfka_dist.folders import whole, write_whole
 
 
-@contextmanager
-def full() -> Iterator[None]:
-    """As far as one process can be brought to it: no file may be longer than a few bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_text_that_has_no_room_leaves_nothing(tmp_path: Path) -> None:
-    with full(), pytest.raises(OSError, match="too large"):
+    with no_file_longer_than(4), pytest.raises(OSError, match="too large"):
         write_whole(tmp_path / "result.json", "more than four")
     assert list(tmp_path.iterdir()) == []
 
@@ -32,7 +19,7 @@ def test_a_text_that_has_no_room_leaves_nothing(tmp_path: Path) -> None:
 def test_a_text_that_has_no_room_leaves_what_was_there(tmp_path: Path) -> None:
     place = tmp_path / "result.json"
     place.write_text("{}")
-    with full(), pytest.raises(OSError, match="too large"):
+    with no_file_longer_than(4), pytest.raises(OSError, match="too large"):
         write_whole(place, "more than four")
     assert place.read_text() == "{}"
 

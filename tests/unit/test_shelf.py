@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import no_file_longer_than
 from objectstore import SECRET, ObjectStore
 
 from dfka_dist.errors import InputError, NotKept, RunFailed
@@ -254,16 +254,11 @@ def test_one_that_cannot_be_reached_just_now_is_not_passed_over(
 
 
 def test_a_disk_that_is_full_leaves_what_was_there(shelf: FolderShelf, tmp_path: Path) -> None:
-    """As far as one process can be brought to it: no file may be longer than a few bytes."""
     writing = Writing(tmp_path / "desk", tmp_path / "lasting", rank=0, size=1, told={})
     (writing.under("thing") / "large").write_bytes(bytes(4096))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(NotKept, match=r"no checkpoint at step 40: .* cannot be written"):
-            shelf.add(writing, 40)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    what = r"no checkpoint at step 40: .* cannot be written"
+    with no_file_longer_than(1024), pytest.raises(NotKept, match=what):
+        shelf.add(writing, 40)
     newest = shelf.newest()
     assert newest is not None and newest.run["step"] == 30 and shelf.steps() == [20, 30]
 
