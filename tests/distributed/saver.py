@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from limits import no_file_longer_than
 from torch import Tensor, nn
 
 from dfka_dist.config import CheckpointSpec, TrainingSpec
@@ -39,10 +40,11 @@ def work(rank: int, size: int, folder: Path, storage: str) -> None:
     meeting = f"file://{folder / 'rendezvous'}"
     torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=size)
     is_last = rank == size - 1
+    small = partial(no_file_longer_than, 1024)
     found: Found = {
-        "full": kept(folder / "full", no_room if is_last else untroubled, at=2),
+        "full": kept(folder / "full", small if is_last else untroubled, at=2),
         "homeless": kept(folder / "homeless", no_desk if is_last else untroubled, at=1),
-        "ended": ended(folder / "ended", no_room if is_last else untroubled),
+        "ended": ended(folder / "ended", small if is_last else untroubled),
         "differing": differing(folder, rank),
         "fetched": {stage: fetched(storage.replace("?", f"-{stage}?"), stage) for stage in STAGES},
     }
@@ -53,17 +55,6 @@ def work(rank: int, size: int, folder: Path, storage: str) -> None:
 @contextmanager
 def untroubled() -> Iterator[None]:
     yield
-
-
-@contextmanager
-def no_room() -> Iterator[None]:
-    """As far as one process can be brought to it: no file may be longer than a few bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
