@@ -66,7 +66,13 @@ def depth_curve(result: Mapping[str, Any]) -> dict[str, Any] | None:
         }
         for each in sorted(networks, key=lambda each: each["parameters"])
     ]
-    return {"measure": measure, "points": _placed(points)}
+    made = {phase["name"] for phase in result["phases"] if phase["steps"]}
+    return {
+        "measure": measure,
+        "points": _placed(points),
+        "learned": "branches" in made,
+        "tuned": "fine_tune" in made,
+    }
 
 
 def _retention(network: Mapping[str, Any], kind: str) -> float | None:

@@ -31,6 +31,8 @@ Bytes = npt.NDArray[np.uint8]
 Example = tuple[Tensor, list[int]]
 """One image (C, H, W) and the indices of its classes."""
 
+UNDIVIDED = ("folder", "parquet")
+"""Sources that are read whole, whatever the split."""
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -89,6 +91,9 @@ def load_evaluation(name: str, spec: EvaluationSpec, known: Sequence[str]) -> La
     kind, _, place = spec.source.partition(":")
     if spec.labels is not None and len(set(spec.labels)) < len(spec.labels):
         raise _labels_error(name, "a label stands twice", "each once")
+    if spec.split == "train" and kind in UNDIVIDED:
+        what = f"{spec.source} has no parts, so that all of it would be read"
+        raise InputError(f"evaluations.{name}.split", what, "test, or a source of training images")
     data = _READERS[kind](name, place, spec)
     if next(data.examples(), None) is None:
         raise _source_error(name, f"{place} holds no example", "at least one labelled image")

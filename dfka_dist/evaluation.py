@@ -93,10 +93,13 @@ def agreement_and_coverage(
     target_probabilities: Tensor,
     spread_features: Tensor,
     labels: Sequence[str],
+    *,
+    nothing: bool = False,
 ) -> dict[str, Any]:
     """The `data_free` of result.json, on N probe images.
 
-    Agreement is the share of images with the same top label. Per label, `share` is the part of the
+    Agreement is the share of images with the same top label, or of which both say that they show
+    none where they may. Per label, `share` is the part of the
     images on which the teachers' top label is this one with a probability of at least 0.5, and
     `spread` how far apart those images are: the mean distance of their features to their mean, over
     the same of all images (0 with fewer than two).
@@ -106,9 +109,17 @@ def agreement_and_coverage(
         target_probabilities: (N, K).
         spread_features: (N, E): embeddings, or small images flattened.
         labels: the K names.
+        nothing: an image may show none of them; whoever gives no label a probability of at least
+            0.5 says so.
     """
     confidence, top = teacher_probabilities.max(dim=1)
-    agreement = (top == target_probabilities.argmax(dim=1)).double().mean().item()
+    own_confidence, own = target_probabilities.max(dim=1)
+    same = top == own
+    if nothing:
+        neither = (confidence < CONFIDENT) & (own_confidence < CONFIDENT)
+        both = (confidence >= CONFIDENT) & (own_confidence >= CONFIDENT)
+        same = neither | (both & same)
+    agreement = same.double().mean().item()
     features = spread_features.double()
     whole = _mean_distance(features)
     coverage = {}

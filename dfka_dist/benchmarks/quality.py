@@ -9,6 +9,7 @@ from typing import Any
 
 from dfka_dist.benchmarks.rows import Row, run
 from dfka_dist.config import EvaluationSpec, RunConfig
+from dfka_dist.data import UNDIVIDED
 from dfka_dist.errors import InputError
 
 SEEDS = (0, 1, 2)
@@ -65,7 +66,7 @@ def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
     Raises:
         InputError: the configuration has no data set.
     """
-    training, real = config.training, scored(config).source
+    training, real = config.training, _training_images(scored(config))
     rehearsed = steps * training.rehearsal_steps // training.steps
     learned = steps * training.dual_steps + rehearsed
     both = (f"training.steps={steps}", f"training.rehearsal_steps={rehearsed}", *JOINT)
@@ -83,8 +84,17 @@ def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
         Row("paper", (*PAPER, *blocks)),
         Row("paper without link", (*PAPER, *blocks, "losses.link=0.0")),
         *[Row("noise images", (*given, "training.images=noise"), seed) for seed in SEEDS],
-        *[Row("real images", (*given, f"training.images={real}"), seed) for seed in SEEDS],
+        *[
+            Row("real images", (*given, f"training.images={s}"), seed)
+            for s in real
+            for seed in SEEDS
+        ],
     ]
+
+
+def _training_images(scored: EvaluationSpec) -> list[str]:
+    """The source if it has other images than those that are scored on, or nothing."""
+    return [] if scored.source.startswith(UNDIVIDED) else [scored.source]
 
 
 def _changed(config: RunConfig) -> dict[str, tuple[str, ...]]:

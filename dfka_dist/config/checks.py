@@ -61,12 +61,13 @@ def _check_teachers(config: RunConfig) -> None:
         key = f"teachers.{index}"
         _refuse_repeats(f"{key}.labels", teacher.labels, "label")
         _refuse_repeats(f"{key}.blocks", teacher.blocks, "block")
-        if teacher.task == "single_label" and config.generator.labels_per_image > 1:
-            raise InputError(
-                "generator.labels_per_image",
-                f"is more than one for the single-label teacher {teacher.name}",
-                "1",
-            )
+    single = [teacher.name for teacher in config.heard if teacher.task == "single_label"]
+    if single and config.generator.labels_per_image > 1:
+        raise InputError(
+            "generator.labels_per_image",
+            f"is more than one for the single-label teacher {single[0]}",
+            "1",
+        )
     if isinstance(config.losses.distill, dict):
         _check_names(config, "losses.distill", config.losses.distill)
 
@@ -118,18 +119,30 @@ def _check_training(config: RunConfig) -> None:
         )
 
 
+def batch_unit(config: RunConfig) -> int:
+    """What the batch size must be a multiple of.
+
+    Neighbours are compared for their diversity; every worker has as many of each kind, and as many
+    for each home teacher.
+    """
+    training = config.training
+    own = math.lcm(2 * _homes(config), training.fresh_every, training.remember_every)
+    return own * math.lcm(*training.worker_range)
+
+
+def _homes(config: RunConfig) -> int:
+    return len(config.heard) if config.has_homes else 1
+
+
 def _check_batch(config: RunConfig) -> None:
-    # Neighbours are compared for their diversity; every worker has as many of each kind, and
-    # as many for each home teacher.
-    training, homes = config.training, len(config.heard) if config.has_homes else 1
-    counts = training.worker_range
-    own = math.lcm(2 * homes, training.fresh_every, training.remember_every)
-    unit = own * math.lcm(*counts)
+    training, homes, unit = config.training, _homes(config), batch_unit(config)
     if training.batch_size % unit:
+        counts = " or ".join(map(str, training.worker_range))
+        shared = f" and {homes} teachers with images of their own" if homes > 1 else ""
         raise InputError(
             "training.batch_size",
             f"{training.batch_size} does not divide into equal parts",
-            f"a multiple of {unit}, for {' or '.join(map(str, counts))} workers",
+            f"a multiple of {unit}, for {counts} workers{shared}",
         )
     for key in ("fresh_every", "remember_every"):
         if homes > 1 and getattr(training, key) > 2:

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from dfka_dist.config.checks import refuse_misfits
+from dfka_dist.config.checks import batch_unit, refuse_misfits
 from dfka_dist.config.networks import GeneratorSpec, TargetSpec, TeacherSpec
 from dfka_dist.config.search import SearchSpec
 from dfka_dist.config.serving import EvaluationSpec, RunSection, ServingSpec
@@ -31,6 +31,11 @@ class RunConfig(Node):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
+        if "batch_size" not in self.training.model_fields_set:
+            unit = batch_unit(self)
+            size = max(unit, self.training.batch_size // unit * unit)
+            divided = self.training.model_copy(update={"batch_size": size})
+            object.__setattr__(self, "training", divided)  # frozen for everybody else
         refuse_misfits(self)
         return self
 
@@ -82,6 +87,13 @@ class RunConfig(Node):
         if self.target.labels != "all":
             return list(self.target.labels)
         return list(dict.fromkeys(label for teacher in self.teachers for label in teacher.labels))
+
+    @property
+    def asked_labels(self) -> list[str]:
+        """What images may be asked for: the customised labels, and then whatever else the teachers
+        know that are heard, for an image of it is one of none of those."""
+        known = (label for teacher in self.heard for label in teacher.labels)
+        return list(dict.fromkeys([*self.labels, *known]))
 
 
 def _only(names: Sequence[str], given: object) -> object:

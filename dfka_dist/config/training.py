@@ -118,14 +118,19 @@ class Elastic(Node):
         return self
 
 
+JOINT_STEPS = 400
+DISTILL_STEPS = 5000
+"""About as many as the dual generator makes by the default of the recipe joint."""
+
+
 class TrainingSpec(Node):
     """How long, how large, how exact."""
 
     recipe: Literal["joint", "paper", "distill"] = "joint"
     """joint: both generators in turns; paper: one after the other, block by block; distill: no
     generator, the target learns from `images`."""
-    steps: Count = 400
-    """Of the recipe's first phase: joint, synthesis, or distill."""
+    steps: Count = JOINT_STEPS
+    """Of the recipe's first phase: joint, synthesis, or distill; of the last 5,000 if not given."""
     rehearsal_steps: MaybeNone = 3000
     """Of the dual generator alone, on remembered images, behind the recipe joint's first phase."""
     block_steps: Count = 200
@@ -136,7 +141,8 @@ class TrainingSpec(Node):
     """Where every synthesized image is kept with the teachers' answers: a folder or pyarrow.fs
     URI."""
     batch_size: Annotated[int, Field(ge=2, le=2**20)] = 128
-    """Synthesized images a step, over all workers together."""
+    """Synthesized images a step, over all workers together; one that is not given is the nearest
+    below 128 that all workers and home teachers can have equal parts of."""
     micro_batch: Count | None = None
     """Most images that a teacher is asked about at once; without it all of a worker's. What a
     server keeps of them is bounded by `serving.cache_megabytes`, what it let go is computed again,
@@ -180,8 +186,8 @@ class TrainingSpec(Node):
     fine_tune_rate: Rate = 2e-4
     branch_steps: MaybeNone = 0
     """For the filters at all depths short of B, and as many for trunk and filters of a target at
-    each of them, at the rate of the rehearsal; 0: no such targets. The recipe paper has trained
-    every depth already, and needs none."""
+    each of them, at the rate of the rehearsal; 0: no such targets. Half of `steps` for the recipe
+    joint if not given, else 0: the recipe paper has trained every depth already, and needs none."""
     candidates: Count = 4
     """Moments of the first phase, and of the rehearsal, whose dual generators are compared without
     data; the best is kept."""
@@ -206,6 +212,19 @@ class TrainingSpec(Node):
     start_timeout: Seconds = 600.0
     """Seconds without any worker, because there is no room or nodes are still to come, after which
     the run ends."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_recipe(cls, given: Any) -> Any:
+        """Steps that are not given are as many as the recipe needs."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("recipe") == "distill":
+            return {"steps": DISTILL_STEPS} | given
+        steps = given.get("steps", JOINT_STEPS)
+        if given.get("recipe", "joint") != "joint" or not isinstance(steps, int):
+            return given
+        return {"branch_steps": steps // 2} | given
 
     @property
     def worker_range(self) -> range:

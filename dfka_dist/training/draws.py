@@ -21,7 +21,7 @@ class Drawn(NamedTuple):
     noise: Tensor
     """(N, Z), standard normal."""
     asked_for: Tensor
-    """(N, C) label sets in the order of the customised labels."""
+    """(N, A) label sets in the order of `RunConfig.asked_labels`."""
     targets: Mapping[str, Tensor | None]
     """The same (N, K) per teacher; None for the teachers' own decisions."""
     moves: Tensor | None = None
@@ -32,7 +32,8 @@ class Draws:
     """Latents and label sets by stream, step and global sample index.
 
     Args:
-        pools: indices of labels that may be asked of one image.
+        pools: indices of labels that may be asked of one image, among `RunConfig.asked_labels`, in
+            the order in which images are asked for them.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Draws:
     ) -> None:
         self._streams = Streams(config.run.seed)
         self._spec, self._sampled = config.generator, config.training.sampled_labels
-        self._labels, self._pools, self._device = config.labels, pools, device
+        self._labels, self._wanted = config.asked_labels, len(config.labels)
+        self._pools, self._device = pools, device
 
     def latents(self, stream: str, step: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Noise (N, Z), and the label sets asked for (N, C); all zero where none are sampled."""
+        """Noise (N, Z), and the label sets asked for (N, A); all zero where none are sampled."""
         noise = self._streams.normal(f"noise.{stream}", step, rows, self._spec.latent)
         sets = self._streams.label_sets(
             f"labels.{stream}",
@@ -78,9 +80,9 @@ class Draws:
         return stack
 
     def sheet(self, generator: GroupStackGenerator, each: int) -> Tensor:
-        """(C * each, C, H, W) on the CPU, label after label; `each` is even."""
+        """(labels * each, C, H, W) on the CPU, one wanted label after the other; `each` is even."""
         rows = range(each * len(self._pools) * max(len(pool) for pool in self._pools))
         images = self.synthesize(generator, "samples", 0, rows).images
         shown = [first_label(row // 2, self._pools) for row in rows]
-        own = [[row for row in rows if shown[row] == i][:each] for i in range(len(self._labels))]
+        own = [[row for row in rows if shown[row] == i][:each] for i in range(self._wanted)]
         return images[torch.tensor(own).flatten()].cpu()

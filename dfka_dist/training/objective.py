@@ -47,19 +47,21 @@ def generator_objective(
 ) -> LossReport:
     """The weighted sum of all terms (eq. 8, 11 and what came later).
 
-    A term about labels is the mean over those that are wanted of all teachers (eq. 10); where every
-    image has its home, and for all other terms, it is the mean over teachers.
+    A term about labels is the mean over those that are wanted of all teachers (eq. 10), and that
+    about sampled label sets over all that may be asked for; where every image has its home, and for
+    all other terms, it is the mean over teachers.
     """
     said = {name: voices[name].heard(answered(a)) for name, a in heard.answers.items()}
-    goal = {name: _goal(heard.targets[name], voices[name], said[name]) for name in said}
+    asked = {n: _asked(heard.targets[n], answered(heard.answers[n]), voices[n]) for n in said}
+    kept = {name: len(voices[name].kept) for name in said}
     together = all(rows is None for rows in heard.rows.values())
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(values)).mean() if values else heard.images.new_zeros(())
 
-    def over_labels(term: Callable[[str], Tensor]) -> Tensor:
-        counts = [len(voices[name].kept) if together else 1 for name in said]
-        return losses.concatenated([term(name) for name in said], counts)
+    def over_labels(term: Callable[[str], Tensor], counts: Mapping[str, int] = kept) -> Tensor:
+        own = [counts[name] if together else 1 for name in said]
+        return losses.concatenated([term(name) for name in said], own)
 
     def group(name: str) -> Tensor:
         answers = [voices[name].heard(answered(own[name])) for own in heard.groups if name in own]
@@ -74,7 +76,11 @@ def generator_objective(
         {
             # the teachers shall be sure of their labels
             "one_hot": lambda: over_labels(
-                lambda n: losses.one_hot(said[n], goal[n], voices[n].task)
+                lambda n: losses.one_hot(*asked[n], voices[n].task),
+                {
+                    n: kept[n] if heard.targets[n] is None else own.shape[1]
+                    for n, (own, _) in asked.items()
+                },
             ),
             # the last features shall be strong
             "activation": lambda: mean(
@@ -137,8 +143,13 @@ def refuse_non_finite(report: LossReport) -> None:
         raise NonFiniteLoss(f"the loss is not finite: {', '.join(names[:-1] or names)}")
 
 
-def _goal(targets: Tensor | None, voice: Voice, said: Tensor) -> Tensor:
-    return losses.decisions(said, voice.task) if targets is None else voice.heard(targets)
+def _asked(targets: Tensor | None, logits: Tensor, voice: Voice) -> tuple[Tensor, Tensor]:
+    """What a teacher said, and what it was to say: of all its labels where label sets are sampled,
+    for an image may be asked to be of none that is wanted."""
+    if targets is None:
+        said = voice.heard(logits)
+        return said, losses.decisions(said, voice.task)
+    return logits, targets
 
 
 def _disagreements(heard: Heard, voices: Mapping[str, Voice]) -> list[Tensor]:

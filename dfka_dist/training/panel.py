@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -39,7 +40,9 @@ class Voice:
     def heard(self, logits: Tensor) -> Tensor:
         """What is learned from (g_m of eq. 13): the wanted labels; of a single-label teacher all,
         for an image of something else must not pass for one of the wanted."""
-        return logits if self.task == "single_label" else logits[:, list(self.kept)]
+        if self.task == "single_label" or len(self.kept) == logits.shape[1]:
+            return logits
+        return logits[:, list(self.kept)]
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,19 @@ class Panel:
         own = homes == list(self.voices).index(name)
         return (own | (homes < 0)).nonzero()[:, 0]
 
-    def pools(self, labels: list[str]) -> list[list[int]]:
-        """Labels that may be asked of one image: all, or by home teacher those it knows."""
+    def pools(self, labels: list[str], wanted: int) -> list[list[int]]:
+        """Labels that may be asked of one image: all, or by home teacher those it knows.
+
+        Args:
+            wanted: how many of them, from the first, are wanted: each as often as any other, and
+                all together for half of the images at least.
+        """
         if not self._has_homes:
-            return [list(range(len(labels)))]
+            return [_in_turn(range(len(labels)), wanted)]
         known = [voice.description.spec.labels for voice in self.voices.values()]
-        return [[i for i, label in enumerate(labels) if label in own] for own in known]
+        return [
+            _in_turn([i for i, label in enumerate(labels) if label in own], wanted) for own in known
+        ]
 
     def about_images(self, images: Tensor, homes: Tensor, wanted: Wanted) -> list[Asked]:
         """Ask about images (N, C, H, W) with their homes (N,)."""
@@ -214,3 +224,14 @@ def taken(values: Tensor, rows: Tensor | None) -> Tensor:
 def _columns(description: TeacherDescription, wanted: list[str]) -> tuple[int, ...]:
     labels = description.spec.labels
     return tuple(index for index, label in enumerate(labels) if label in wanted)
+
+
+def _in_turn(labels: Iterable[int], wanted: int) -> list[int]:
+    """Labels in the order in which images are asked for them, some more than once."""
+    own: list[int] = []
+    others: list[int] = []
+    for label in labels:
+        (own if label < wanted else others).append(label)
+    if len(others) <= len(own):
+        return own + others
+    return [label for pair in zip(itertools.cycle(own), others, strict=False) for label in pair]

@@ -126,8 +126,11 @@ class ProbeSet:
             self._known = self._teachers(target.labels)
         theirs, known, small = self._known
         device = next(target.parameters()).device
-        own = torch.cat([target.predict(images.to(device)).cpu() for images, _ in self.looks()])
-        return agreement_and_coverage(theirs * known, own * known, small, target.labels)
+        answers = torch.cat([target.predict(images.to(device)).cpu() for images, _ in self.looks()])
+        nothing = any(label not in target.labels for own in self._labels.values() for label in own)
+        return agreement_and_coverage(
+            theirs * known, answers * known, small, target.labels, nothing=nothing
+        )
 
     def _teachers(self, labels: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Of all N images what the teachers say (N, C), of which labels that counts (N, C), and the

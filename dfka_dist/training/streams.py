@@ -63,7 +63,8 @@ class Streams:
         all move on by one label: no pair has one label for ever.
 
         Args:
-            pools: labels that may be together; without it one pool of all.
+            pools: labels that may be together, in turn, one that stands there more than once coming
+                first as often; without it one pool of all.
         """
         pools = pools or [range(labels)]
         pairs = range(rows.start // 2, -(-rows.stop // 2))
@@ -76,7 +77,7 @@ class Streams:
             pool = pools[pair % len(pools)]
             order[row] += torch.ones(labels).index_fill(0, torch.tensor(pool), 0.0)
             order[row, first_label(pair, pools, step)] = -1.0
-            limits[row] = min(most, len(pool))
+            limits[row] = min(most, len(set(pool)))
         sizes = 1 + (uniform[:, labels:] * limits).long()
         sets = (order.argsort(dim=1).argsort(dim=1) < sizes).float()
         return sets.repeat_interleave(2, dim=0)[rows.start % 2 :][: len(rows)]

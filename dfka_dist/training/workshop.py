@@ -79,7 +79,8 @@ class Workshop:
         log.info("computing in %s on %s", self.precision, device)
         asked_in = config.serving.precision or self.precision
         self.panel = Panel(config, teachers, self.columns, asked_in)
-        self.draws = Draws(config, self.panel.pools(config.labels), device)
+        pools = self.panel.pools(config.asked_labels, len(config.labels))
+        self.draws = Draws(config, pools, device)
         self.probe = ProbeSet(self.panel)
         self.contest = contest
         self.judges = self.probe
@@ -117,7 +118,7 @@ class Workshop:
                 latent=spec.latent,
                 shapes=shapes,
                 teachers=filtered,
-                labels=len(self.config.labels),
+                labels=len(self.config.asked_labels),
                 width=spec.width,
                 label_scale=spec.label_scale,
             ).to(self.device)
@@ -168,7 +169,7 @@ class Workshop:
                 step=step,
                 first_column=self.columns.start,
                 images=labelled.images,
-                asked_for=asked_for,
+                asked_for=asked_for[:, : len(self.config.labels)],
                 homes=labelled.homes,
                 logits=labelled.logits,
             )

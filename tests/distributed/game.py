@@ -65,7 +65,7 @@ def networks(specs: Sequence[TeacherSpec], teachers: Teachers, **target: Any) ->
             latent=LATENT,
             shapes=[image, *shapes[specs[0].name][1:]],
             teachers=dict(shapes),
-            labels=len(config.labels),
+            labels=len(config.asked_labels),
         )
         block = _block({n: own[DEPTH] for n, own in shapes.items()}, generator.shapes[DEPTH - 1])
         _unsettle(generator)
@@ -85,15 +85,14 @@ def draw(teachers: Teachers, step: int, rows: range = range(BATCH)) -> Drawn:
     """Some rows of the batch of a step."""
     random = torch.Generator().manual_seed(step)
     noise = torch.randn(BATCH, LATENT, generator=random)[rows.start : rows.stop]
-    chosen = torch.arange(BATCH)[rows.start : rows.stop] // 2 % len(LABELS)
-    asked_for = nn.functional.one_hot(chosen, len(LABELS)).float()
-    targets = {}
-    for name, known in teachers.descriptions.items():
-        columns = [
-            asked_for[:, LABELS.index(label)] if label in LABELS else torch.zeros(len(noise))
-            for label in known.spec.labels
-        ]
-        targets[name] = torch.stack(columns, dim=1)
+    known = {name: own.spec.labels for name, own in teachers.descriptions.items()}
+    labels = list(dict.fromkeys([*LABELS, *(label for own in known.values() for label in own)]))
+    chosen = torch.arange(BATCH)[rows.start : rows.stop] // 2 % len(labels)
+    asked_for = nn.functional.one_hot(chosen, len(labels)).float()
+    targets = {
+        name: torch.stack([asked_for[:, labels.index(label)] for label in own], dim=1)
+        for name, own in known.items()
+    }
     moves = torch.rand(BATCH, MOVES, generator=random)[rows.start : rows.stop]
     return Drawn(noise, asked_for, targets, moves)
 

@@ -89,15 +89,15 @@ class PlainTorch:
         assert drawn.moves is not None
         stack = made._replace(images=moved(made.images, drawn.moves, JITTER))
         student = self.target(stack.images)
-        logits, terms, labels = {}, [], []
+        logits, terms, wanted, every = {}, [], [], []
         for name, teacher in self.teachers.items():
             logits[name], embedding = teacher(stack.images)
             task, kept = teacher.task, self.target.kept[name]
             heard = self._heard(name)
-            said, goal = logits[name][:, heard], drawn.targets[name][:, heard]
+            said = logits[name][:, heard]
             terms.append(
                 {
-                    "one_hot": losses.one_hot(said, goal, task),
+                    "one_hot": losses.one_hot(logits[name], drawn.targets[name], task),
                     "activation": losses.activation(embedding),
                     "entropy": losses.entropy(losses.probabilities(said, task).mean(0), task),
                     "discrete": losses.discrete(said, task),
@@ -106,13 +106,14 @@ class PlainTorch:
                     "group": self._group(name, stack, said),
                 }
             )
-            labels.append(len(kept))
+            wanted.append(len(kept))
+            every.append(logits[name].shape[1])
+        by_label = {"one_hot": every} | dict.fromkeys(("entropy", "discrete", "group"), wanted)
         total = {}
         for term in terms[0]:
-            parts = [own[term] for own in terms]
-            by_label = term in ("one_hot", "entropy", "discrete", "group")
+            parts, counts = [own[term] for own in terms], by_label.get(term)
             total[term] = (
-                losses.concatenated(parts, labels) if by_label else torch.stack(parts).mean()
+                losses.concatenated(parts, counts) if counts else torch.stack(parts).mean()
             )
         total |= {
             "diversity": losses.diversity(stack.images, drawn.noise),

@@ -367,6 +367,21 @@ def test_one_label_of_a_softmax_teacher_is_learned_beside_those_that_nobody_want
     assert report.total.item() == pytest.approx(expected, rel=1e-5) and expected > 0.1
 
 
+@pytest.mark.parametrize("wanted", ["bd", "dac"])
+def test_an_image_is_asked_for_labels_that_nobody_wants_too(
+    judge: Judge, unequal: list[TeacherSpec], wanted: str
+) -> None:
+    """Or nothing would be known of what is none of those that are wanted."""
+    judged = judge(unequal, sampled=True, labels=list(wanted), one_hot=1.0)
+    labels = [label for spec in unequal for label in spec.labels]
+    order = [*wanted, *(label for label in labels if label not in wanted)]
+    aim = torch.stack([judged.asked_for[:, order.index(label)] for label in labels], dim=1)
+    y = torch.cat([UncutTeacher(spec)(judged.images)[0] for spec in unequal], dim=1).sigmoid()
+    expected = -torch.where(aim == 1, y, 1 - y).log().mean()
+    assert judged.report.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (judged.asked_for[:, : len(wanted)].sum(1) == 0).any()
+
+
 @pytest.mark.parametrize("distill", [{"one": 0.0}, {"one": 0.0, "two": 0.0}])
 def test_a_teacher_of_weight_zero_teaches_nothing(
     judge: Judge, strangers: list[TeacherSpec], distill: dict[str, float]

@@ -36,13 +36,14 @@ def tiny(
     write_idx(data / "t10k-images-idx3-ubyte", torch.randint(256, (40, 16, 16), generator=random))
     write_idx(data / "t10k-labels-idx1-ubyte", torch.arange(40) % len(LABELS))
     specs = [make_teacher("low", LABELS[:2]), make_teacher("high", LABELS[2:])]
-    steps = {"steps": 8, "rehearsal_steps": 4, "fine_tune_steps": 4, "probe_images": 64}
+    steps = {"steps": 8, "rehearsal_steps": 4, "fine_tune_steps": 4, "branch_steps": 0}
     return {
         "run": {"name": "tiny", "seed": 0},
         "teachers": [spec.model_dump() for spec in specs],
         "target": {"labels": "all", "arguments": {"widths": [4, 6, 8]}},
         "generator": {"latent": 6},
-        "training": steps | {"batch_size": 8, "report_every": 2, "memory_megabytes": 1},
+        "training": steps
+        | {"batch_size": 8, "report_every": 2, "memory_megabytes": 1, "probe_images": 64},
         "evaluations": {"squares": {"source": f"idx:{data}"}},
     }
 

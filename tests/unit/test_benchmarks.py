@@ -13,7 +13,7 @@ import pytest
 
 from dfka_dist.benchmarks import quality, selection
 from dfka_dist.benchmarks.rows import is_done
-from dfka_dist.config import PRESETS, RunConfig
+from dfka_dist.config import PRESETS, EvaluationSpec, RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.loading import dump, load
 
@@ -80,6 +80,12 @@ def test_the_group_term_is_there_in_one_row_and_not_in_another(weight: float, ro
     rows = {each.name: each.changes for each in quality.rows(config, 80, Path())}
     own = {name: load(FASHION, [f"losses.group={weight}", *rows[name]]) for name in ("joint", row)}
     assert [bool(each.losses.group) for each in own.values()] == [weight > 0, weight == 0]
+
+
+def test_images_that_are_scored_on_are_nobodys_training(config: RunConfig) -> None:
+    source = EvaluationSpec(source="parquet:test.parquet", labels=config.labels)
+    undivided = config.model_copy(update={"evaluations": {"own": source}})
+    assert "real images" not in {row.name for row in quality.rows(undivided, 20, Path())}
 
 
 def test_at_least_two_runs_are_collapsed_on_purpose() -> None:

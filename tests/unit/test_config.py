@@ -75,6 +75,12 @@ def test_all_labels_are_those_of_the_teachers_in_their_order_each_once(tmp_path:
     assert loaded(tmp_path).labels == ["a", "b", "c"]
 
 
+def test_images_are_asked_for_what_is_wanted_and_then_for_what_else_its_teachers_know(
+    tmp_path: Path,
+) -> None:
+    assert loaded(tmp_path, "target.labels=[c, b]").asked_labels == ["c", "b", "a"]
+
+
 def test_wanted_labels_keep_the_order_of_the_user(tmp_path: Path) -> None:
     assert loaded(tmp_path, "target.labels=[c, a]").labels == ["c", "a"]
 
@@ -322,8 +328,6 @@ def test_no_number_may_be_infinite_or_none(tmp_path: Path, key: str, value: str)
         ("target.labels=[a, a]", "target.labels", "'a' stands twice"),
         ("target.labels=[a, q]", "target.labels", "no teacher knows 'q'"),
         ("target.branch={three: 1}", "target.branch", "'three'"),
-        ("target.branch=best", "training.branch_steps", "is 0"),
-        ("target.max_parameters=1000", "training.branch_steps", "is 0"),
         ("target={branch: 1, max_parameters: 9}", "target.branch", "target.max_parameters lets"),
         ("losses.distill={three: 1}", "losses.distill", "'three'"),
         ("training.images=noise", "training.images", "with the recipe joint"),
@@ -735,6 +739,35 @@ def test_images_have_homes_where_a_single_label_teacher_knows_other_labels(
     assert parse(at_home(tasks)).has_homes == homes
 
 
+@pytest.mark.parametrize("target", [{"branch": "best"}, {"max_parameters": 1000}])
+def test_depths_that_are_chosen_need_steps(target: dict[str, Any]) -> None:
+    training = {"batch_size": 12, "branch_steps": 0}
+    error = _only_refusal(valid() | {"target": target, "training": training})
+    assert error.key == "training.branch_steps" and "is 0" in error.what
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "branch_steps"),
+    [
+        ({}, 400, 200),
+        ({"steps": 30}, 30, 15),
+        ({"branch_steps": 0}, 400, 0),
+        ({"recipe": "paper"}, 400, 0),
+        ({"recipe": "distill", "images": "noise"}, 5000, 0),
+    ],
+)
+def test_steps_that_are_not_given_are_the_recipes(
+    given: dict[str, Any], steps: int, branch_steps: int
+) -> None:
+    own = parse(valid() | {"training": given}).training
+    assert (own.steps, own.branch_steps) == (steps, branch_steps)
+
+
+@pytest.mark.parametrize(("workers", "size"), [(1, 128), (3, 126), (100, 200)])
+def test_a_batch_size_that_is_not_given_has_equal_parts(workers: int, size: int) -> None:
+    assert parse(valid() | {"training": {"workers": workers}}).training.batch_size == size
+
+
 def test_single_label_teachers_of_the_same_labels_share_all_images() -> None:
     tree = at_home()
     tree["teachers"][1]["labels"] = ["b", "a"]
@@ -751,12 +784,12 @@ def test_a_batch_that_is_not_equal_parts_of_pairs_for_every_home_is_refused(
     batch_size: int,
 ) -> None:
     error = _only_refusal(at_home(batch_size=batch_size))
-    assert (error.key, error.remedy) == ("training.batch_size", "a multiple of 4, for 1 workers")
+    assert (error.key, error.remedy) == ("training.batch_size", _multiple(4, 1))
 
 
 def test_every_worker_has_equal_parts_for_every_home() -> None:
     error = _only_refusal(at_home(batch_size=12, workers=2))
-    assert (error.key, error.remedy) == ("training.batch_size", "a multiple of 8, for 2 workers")
+    assert (error.key, error.remedy) == ("training.batch_size", _multiple(8, 2))
 
 
 @pytest.mark.parametrize("key", ["fresh_every", "remember_every"])
@@ -838,3 +871,7 @@ def test_a_run_without_them_is_valid_whatever_names_them(
     tree = valid() | {"target": {"labels": ["a"]} | change, "losses": losses}
     config = parse(tree).without_unheard()
     assert parse(yaml.safe_load(dump(config))) == config
+
+
+def _multiple(unit: int, workers: int) -> str:
+    return f"a multiple of {unit}, for {workers} workers and 2 teachers with images of their own"

@@ -31,6 +31,7 @@ def result(**scores: Any) -> dict[str, Any]:
         "depths": [network(f"depth {depth}", depth, **scores) for depth in (1, 2)],
         "candidates": [{k: v for k, v in chosen.items() if k != "branch_points"}],
         "chosen": "fine-tuned",
+        "phases": [{"name": "branches", "steps": 5}, {"name": "fine_tune", "steps": 0}],
         "target": {"branch_points": chosen["branch_points"]},
     }
 
@@ -45,6 +46,11 @@ def test_every_depth_has_its_point_with_fewer_parameters_first() -> None:
     found = points(depth_curve(result()))
     assert [point["name"] for point in found] == ["3", "2", "1"]
     assert [point["parameters"] for point in found] == [700, 800, 900]
+
+
+def test_what_was_done_for_other_depths_is_told() -> None:
+    found = depth_curve(result())
+    assert found is not None and (found["learned"], found["tuned"]) == (True, False)
 
 
 def test_the_result_is_marked() -> None:

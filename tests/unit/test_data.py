@@ -136,6 +136,12 @@ def test_idx_training_split_is_read_when_asked_for(tmp_path: Path) -> None:
     assert len(load(idx(tmp_path, stem="train"), ["2"], split="train")) == 3
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_a_part_of_what_has_no_parts_is_refused(tmp_path: Path, kind: str) -> None:
+    error = refusal(f"{kind}:{tmp_path}", ["2"], split="train")
+    assert error.key == "evaluations.mine.split"
+
+
 def test_idx_folder_without_files_is_refused(tmp_path: Path) -> None:
     assert refusal(f"idx:{tmp_path}", ["2"]).key == "evaluations.mine.source"
 

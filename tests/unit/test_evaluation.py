@@ -232,6 +232,19 @@ def test_agreement_is_the_share_of_images_with_the_same_top_label() -> None:
     assert probe()["agreement"] == 0.75
 
 
+def test_two_that_see_nothing_agree_where_an_image_may_show_nothing() -> None:
+    theirs = torch.tensor([[0.1, 0.2], [0.1, 0.9], [0.4, 0.1], [0.3, 0.2]])
+    own = torch.tensor([[0.3, 0.1], [0.2, 0.8], [0.6, 0.1], [0.1, 0.7]])
+    found = agreement_and_coverage(theirs, own, torch.ones(4, 1), ["a", "b"], nothing=True)
+    assert found["agreement"] == 0.5
+
+
+def test_one_label_is_agreed_on_by_decisions() -> None:
+    theirs, own = torch.tensor([[0.1], [0.9]]), torch.tensor([[0.8], [0.7]])
+    found = agreement_and_coverage(theirs, own, torch.ones(2, 1), ["a"], nothing=True)
+    assert found["agreement"] == 0.5
+
+
 def test_share_counts_only_images_that_light_the_label() -> None:
     assert {label: found["share"] for label, found in probe()["coverage"].items()} == {
         "a": 0.5,

@@ -106,7 +106,13 @@ def test_images_that_are_given_have_no_home(make_panel: MakePanel) -> None:
 
 
 def test_labels_are_asked_of_images_whose_home_knows_them(panel: Panel) -> None:
-    assert panel.pools(["e", "b", "d", "c", "a"]) == [[1, 4], [1, 2, 3], [0, 1]]
+    assert panel.pools(["e", "b", "d", "c", "a"], 5) == [[1, 4], [1, 2, 3], [0, 1]]
+
+
+def test_half_of_the_images_at_least_are_asked_for_what_is_wanted(panel: Panel) -> None:
+    """The homes know a and b, b to d, and b and e."""
+    assert panel.pools(["b", "e", "d", "c", "a"], 1) == [[0, 4], [0, 2, 0, 3], [0, 1]]
+    assert panel.pools(["b", "d", "e", "c", "a"], 2) == [[0, 4], [0, 1, 3], [0, 2]]
 
 
 def test_only_wanted_labels_are_kept(make_panel: MakePanel) -> None:
