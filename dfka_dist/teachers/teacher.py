@@ -154,7 +154,7 @@ class Teacher:
             raise InputError(
                 f"{key}.blocks",
                 f"features have shapes {shapes[1:]}",
-                "blocks with (C, H, W) features",
+                "blocks with (C, H, W) features; what computes on tokens is cut nowhere inside",
             )
         variances = [
             cast(Tensor, network.get_submodule(layer.path).running_var) for layer, _ in self._parts
