@@ -95,7 +95,7 @@ class Origin:
         if self._images == SYNTHESIZED:
             return "synthesized images of several generators"
         if self._images == "archive":
-            return "images of the archive that it learned from"
+            return "images of the archive, which it did not learn from unless the archive is small"
         if self._images == "noise":
             return "noise images"
         return f"{self.images}, from which it learned too"

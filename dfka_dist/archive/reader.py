@@ -110,6 +110,18 @@ class Archive:
         """Rows, that is images."""
         return sum(self._sizes)
 
+    def set_apart(self, rows: int) -> tuple[Self, Self]:
+        """What is learned from, and about so many rows of the archive's whole length that are
+        not; both are the whole archive where that would take more than a quarter of its row groups.
+        """
+        count = -(-rows * len(self._groups) // len(self))
+        if 4 * count > len(self._groups):
+            return self, self
+        apart = {len(self._groups) * (2 * i + 1) // (2 * count) for i in range(count)}
+        parts = ([g for i, g in enumerate(self._groups) if (i in apart) == own] for own in (0, 1))
+        learned, held = (type(self)(self._place, self._contents, part) for part in parts)
+        return learned, held
+
     def check(
         self,
         specs: Sequence[TeacherSpec],

@@ -75,9 +75,11 @@ def supplied(workshop: Workshop) -> Given | Archived:
     source = workshop.config.training.images
     assert source is not None
     if source.startswith("archive:"):
-        archived = _archived(workshop, Archive.open(source.removeprefix("archive:"), KEY))
-        workshop.probe.add_labelled(archived.probe(workshop.config.training.probe_images))
-        return archived
+        archive = Archive.open(source.removeprefix("archive:"), KEY)
+        count = workshop.config.training.probe_images
+        learned, apart = archive.set_apart(count)
+        workshop.probe.add_labelled(_archived(workshop, apart).probe(count))
+        return _archived(workshop, learned)
     found = _given(workshop, source)
     for part in range(MOMENTS):
         for rows in workshop.probe_rows():

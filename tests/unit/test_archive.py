@@ -400,6 +400,21 @@ def test_rows_of_several_row_groups_are_mixed(archive: Archive) -> None:
     assert steps == {0, 1, 100}
 
 
+def test_rows_that_are_set_apart_are_of_the_whole_length_and_nowhere_else(tmp_path: Path) -> None:
+    filled(tmp_path, [4] * 16, rows_per_shard=4)
+    archive = Archive.open(str(tmp_path), KEY)
+    learned, apart = archive.set_apart(15)
+    assert (len(learned), len(apart)) == (48, 16)
+    own = {number // 1000 for number in numbers(next(apart.batches(size=16, seed=0)))}
+    assert own == {2, 6, 10, 14}
+    others = {number // 1000 for number in numbers(next(learned.batches(size=48, seed=0)))}
+    assert others == {*range(16)} - own
+
+
+def test_a_small_archive_has_nothing_to_set_apart(archive: Archive) -> None:
+    assert archive.set_apart(20) == (archive, archive)
+
+
 def test_memory_is_bounded_by_the_buffer(tmp_path: Path) -> None:
     shape, buffer = (1, 64, 64), 2**22
     with writer(tmp_path, shape=shape, rows_per_shard=64) as writing:
