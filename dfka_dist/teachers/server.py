@@ -95,23 +95,22 @@ class TeacherServer:
         """What the teacher is; answered when it is loaded."""
         return self._teacher.teacher.description
 
-    def forward(self, call: Call, inputs: list[Any], feature: wire.Array | None) -> Any:
+    def forward(self, call: Call, inputs: wire.Array) -> Any:
         """Answer a call: a reply, and where others stand behind, the feature for the next.
 
         Args:
-            inputs: one object reference, in a list so that Ray hands it over unopened; none in a
-                shard that others stand in front of.
-            feature: what comes from the shard in front.
+            inputs: the question's, or what comes from the shard in front; Ray fetches them before
+                the call begins, while others are computed.
         """
-        with self._meters.call("forward", call.asked_at if feature is None else None) as watch:
-            array = ray.get(inputs[0]) if feature is None else feature
-            given = self._opened(array, call)
+        asked_at = call.asked_at if call.depth >= self._begin else None
+        with self._meters.call("forward", asked_at) as watch:
+            given = self._opened(inputs, call)
             output = self._teacher.forward(call.key, given, **self._asked(call))
             arrays = wire.encode_output(output, call.answer_precision)
             passed = None
             if output.feature is not None:
                 passed = wire.encode_feature(output.feature)
-            watch.bytes_in = array.nbytes
+            watch.bytes_in = inputs.nbytes
             watch.bytes_out = wire.nbytes(*arrays, passed)
         self._meters.graphs(self._teacher.kept_bytes)
         reply = Reply(arrays, watch.seconds)
@@ -127,7 +126,8 @@ class TeacherServer:
         """Gradients of a call's inputs; those are fetched only if the graph is gone.
 
         Args:
-            inputs: one object reference: images, or a feature of the trainer's or of a shard's.
+            inputs: one object reference, in a list so that Ray hands it over unopened: images, or a
+                feature of the trainer's or of a shard's.
             behind: what the next shard's pullback gave.
         """
         before = self._teacher.recomputed

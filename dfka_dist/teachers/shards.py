@@ -1,9 +1,9 @@
 """One replica of a teacher: a server, or several that hold its blocks one after another.
 
 Behind each other they pass features on, and gradients back, as object references: what flows
-between two shards never comes to whoever asked. A reference is an argument of its own, not in a
-list, so that Ray lets other callers' questions go before one whose feature is not there yet: two
-clients cannot wait for each other crosswise.
+between two shards never comes to whoever asked. What a forward needs is an argument of its own, not
+in a list: Ray fetches it while the server computes for others, and lets other callers' questions go
+before one whose feature is not there yet, so that two clients cannot wait for each other crosswise.
 """
 
 from __future__ import annotations
@@ -48,18 +48,14 @@ class Shards:
         return self.handles[entered:]
 
     def forward(self, call: Call, inputs: Reference) -> Passed:
-        """Ask a question; the inputs are fetched by the first who is asked."""
+        """Ask a question; the inputs come to the first who is asked."""
         *inner, last = self.asked(call.depth)
-        passed, feature = Passed([], [inputs]), None
+        passed = Passed([], [inputs])
         for server in inner:
-            answer, feature = server.forward.options(num_returns=2).remote(
-                call, [inputs] if feature is None else [], feature
-            )
+            answer, feature = server.forward.options(num_returns=2).remote(call, passed.inputs[-1])
             passed.answers.append(answer)
             passed.inputs.append(feature)
-        passed.answers.append(
-            last.forward.remote(call, [inputs] if feature is None else [], feature)
-        )
+        passed.answers.append(last.forward.remote(call, passed.inputs[-1]))
         return passed
 
     def pullback(
