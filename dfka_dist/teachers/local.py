@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -64,23 +65,23 @@ class RememberingTeacher:
     def pullback(
         self,
         key: str,
-        inputs: Callable[[], Tensor],
+        inputs: Callable[[], tuple[Tensor, Tensor | None]],
         cotangents: TeacherOutput,
         *,
         depth: int,
-        gate: Tensor | None,
         wanted: Wanted,
         precision: Precision,
     ) -> InputGradient:
         """Gradients of inputs and gate; from the kept graph, or from a new one if it is gone.
 
         Args:
-            inputs: fetches them; called only for a new graph.
+            inputs: fetches them and their gate; called only for a new graph.
         """
         graph = self._graphs.pop(key, None)
         if graph is None:
             self.recomputed += 1
-            graph = self._run(inputs(), depth, gate, wanted, precision)
+            fetched, gate = inputs()
+            graph = self._run(fetched, depth, gate, wanted, precision)
         pairs = [
             (o, c)
             for o, c in zip(_parts(graph.output), _parts(cotangents), strict=True)
@@ -181,10 +182,9 @@ class LocalTeachers:
             {
                 name: self._teachers[name].pullback(
                     question.key,
-                    lambda: question.inputs,
+                    partial(_given, question, name),
                     own,
                     depth=question.depth,
-                    gate=question.gates.get(name),
                     wanted=question.wanted,
                     precision=question.precision,
                 )
@@ -200,6 +200,10 @@ class LocalTeachers:
     def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
         """See `Teachers.tail`."""
         return dict(self._teachers[teacher].teacher.chain.tail(depth).state_dict())
+
+
+def _given(question: Question, name: str) -> tuple[Tensor, Tensor | None]:
+    return question.inputs, question.gates.get(name)
 
 
 def _parts(output: TeacherOutput) -> tuple[Tensor | None, ...]:

@@ -99,16 +99,16 @@ class ServedTeachers:
         return self._descriptions
 
     def forward(self, question: Question) -> _Asked[TeacherOutput]:
-        """See `Teachers.forward`; the inputs are put once, however many teachers read them."""
-        inputs = wire.encode(question.inputs, self._wire)
-        sent = _Sent(_put(inputs), len(question.inputs))
-        self._has_sent(inputs)
+        """See `Teachers.forward`; the inputs are put once, however many teachers read them, and
+        their gates once for forward and pullback."""
+        sent = _Sent(self._put(question.inputs), len(question.inputs))
+        sent.gates = {name: self._put(gate) for name, gate in question.gates.items()}
         if question.wanted.gradient:
             self._sent[question.key] = sent
-        calls = {name: self._call(question, name) for name in question.teachers}
+        calls = {name: self._call(question) for name in question.teachers}
 
         def ask(name: str, shards: Shards) -> list[Reference]:
-            sent.passed[name] = shards.forward(calls[name], sent.inputs)
+            sent.passed[name] = shards.forward(calls[name], *sent.of(name))
             return sent.passed[name].answers
 
         return self._ask(sent, ask, calls, partial(answers.output, device=question.inputs.device))
@@ -118,7 +118,7 @@ class ServedTeachers:
     ) -> _Asked[InputGradient]:
         """See `Teachers.pullback`; goes where the graph is kept, while that server lives."""
         sent = self._sent.pop(question.key)
-        calls = {name: self._call(question, name) for name in cotangents}
+        calls = {name: self._call(question) for name in cotangents}
         arrays = {name: wire.encode_output(own, self._wire) for name, own in cotangents.items()}
         self._has_sent(*(array for own in arrays.values() for array in own))
 
@@ -126,7 +126,7 @@ class ServedTeachers:
             before = sent.replicas[name].shards
             if shards is not before and len(before.handles) > 1:
                 # What flowed between the shards of a replica may be lost with it.
-                sent.passed[name] = shards.forward(calls[name], sent.inputs)
+                sent.passed[name] = shards.forward(calls[name], *sent.of(name))
             return [shards.pullback(calls[name], sent.passed[name], arrays[name])]
 
         return self._ask(sent, ask, calls, partial(answers.gradient, device=question.inputs.device))
@@ -145,19 +145,21 @@ class ServedTeachers:
 
         return self._ask(_Sent(None), ask, [teacher], answers.state).result()[teacher]
 
-    def _call(self, question: Question, name: str) -> Call:
-        gate = question.gates.get(name)
-        encoded = None if gate is None else wire.encode(gate, self._wire)
-        self._has_sent(encoded, calls=1)
+    def _call(self, question: Question) -> Call:
+        self._has_sent(calls=1)
         return Call(
             question.key,
             question.depth,
             question.wanted,
             question.precision,
-            encoded,
             self._wire,
             time.time(),
         )
+
+    def _put(self, tensor: Tensor) -> Reference:
+        array = wire.encode(tensor, self._wire)
+        self._has_sent(array)
+        return _put(array)
 
     def _ask(
         self,
@@ -193,12 +195,17 @@ class ServedTeachers:
 
 
 class _Sent:
-    """Where a question's inputs lie and who was asked."""
+    """Where a question's inputs and gates lie, and who was asked."""
 
     def __init__(self, inputs: Any, rows: int = 0) -> None:
         self.inputs, self.rows = inputs, rows
+        self.gates: dict[str, Reference] = {}
         self.replicas: dict[str, Replica] = {}
         self.passed: dict[str, Passed] = {}
+
+    def of(self, name: str) -> tuple[Reference, ...]:
+        """What goes to a teacher: the inputs, and its gate if it has one."""
+        return (self.inputs, self.gates[name]) if name in self.gates else (self.inputs,)
 
 
 class _Asked(Generic[Answer]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,7 +29,6 @@ class Call:
     depth: int
     wanted: Wanted
     precision: Precision
-    gate: wire.Array | None
     answer_precision: Precision
     """On the way back."""
     asked_at: float
@@ -95,22 +95,23 @@ class TeacherServer:
         """What the teacher is; answered when it is loaded."""
         return self._teacher.teacher.description
 
-    def forward(self, call: Call, inputs: wire.Array) -> Any:
+    def forward(self, call: Call, inputs: wire.Array, gate: wire.Array | None = None) -> Any:
         """Answer a call: a reply, and where others stand behind, the feature for the next.
 
         Args:
             inputs: the question's, or what comes from the shard in front; Ray fetches them before
                 the call begins, while others are computed.
+            gate: on what comes from the trainer.
         """
         asked_at = call.asked_at if call.depth >= self._begin else None
         with self._meters.call("forward", asked_at) as watch:
-            given = self._opened(inputs, call)
-            output = self._teacher.forward(call.key, given, **self._asked(call))
+            given, own = self._opened(inputs, call), self._gate(gate)
+            output = self._teacher.forward(call.key, given, gate=own, **self._asked(call))
             arrays = wire.encode_output(output, call.answer_precision)
             passed = None
             if output.feature is not None:
                 passed = wire.encode_feature(output.feature)
-            watch.bytes_in = inputs.nbytes
+            watch.bytes_in = wire.nbytes(inputs, gate)
             watch.bytes_out = wire.nbytes(*arrays, passed)
         self._meters.graphs(self._teacher.kept_bytes)
         reply = Reply(arrays, watch.seconds)
@@ -119,15 +120,15 @@ class TeacherServer:
     def pullback(
         self,
         call: Call,
-        inputs: list[Any],
+        inputs: Sequence[Any],
         cotangents: tuple[wire.Array | None, ...],
         behind: Reply | None,
     ) -> Reply:
         """Gradients of a call's inputs; those are fetched only if the graph is gone.
 
         Args:
-            inputs: one object reference, in a list so that Ray hands it over unopened: images, or a
-                feature of the trainer's or of a shard's.
+            inputs: object references, in a list so that Ray hands them over unopened: of images, or
+                of a feature of the trainer's or of a shard's; and of a gate on it, if there is one.
             behind: what the next shard's pullback gave.
         """
         before = self._teacher.recomputed
@@ -136,7 +137,7 @@ class TeacherServer:
             if behind is not None:
                 own = replace(own, feature=self._opened(behind.arrays[0], call))
             gradient = self._teacher.pullback(
-                call.key, lambda: self._opened(ray.get(inputs[0]), call), own, **self._asked(call)
+                call.key, lambda: self._fetched(inputs, call), own, **self._asked(call)
             )
             if call.depth >= self._begin:
                 arrays = wire.encode_gradient(gradient, call.answer_precision)
@@ -169,11 +170,18 @@ class TeacherServer:
         return self._teacher.recomputed
 
     def _asked(self, call: Call) -> dict[str, Any]:
-        """The same of this shard: a gate is where the question comes in."""
-        own = call.depth >= self._begin
-        gate = wire.decode(call.gate, self._device) if own and call.gate is not None else None
+        """The same of this shard."""
         depth = max(call.depth, self._begin)
-        return {"depth": depth, "gate": gate, "wanted": call.wanted, "precision": call.precision}
+        return {"depth": depth, "wanted": call.wanted, "precision": call.precision}
+
+    def _fetched(
+        self, references: Sequence[Any], call: Call
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        inputs, *gates = ray.get(list(references))
+        return self._opened(inputs, call), self._gate(*gates)
+
+    def _gate(self, gate: wire.Array | None = None) -> torch.Tensor | None:
+        return None if gate is None else wire.decode(gate, self._device)
 
     def _opened(self, feature: wire.Array, call: Call) -> torch.Tensor:
         narrow = call.precision == "bf16" and call.depth < self._begin

@@ -16,7 +16,15 @@ from dfka_dist.teachers.interface import Question, Wanted
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
-from distributed.asking import answered, error, gradient_is_right, parts, pulled_back, question
+from distributed.asking import (
+    answered,
+    cotangents,
+    error,
+    gradient_is_right,
+    parts,
+    pulled_back,
+    question,
+)
 from distributed.conftest import MakePool
 from distributed.custom_teachers import FAILING, HUGE, SECONDS, SLOW
 
@@ -122,6 +130,20 @@ def test_a_pullback_puts_nothing(served: ServedTeachers, monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "put", values.append)
     served.pullback(asked, answers).result()
     assert values == []
+
+
+def test_a_gate_is_sent_once_for_forward_and_pullback(
+    served: ServedTeachers, local: LocalTeachers
+) -> None:
+    asked, before = question(local, "first", 1), served.traffic.sent
+    given = cotangents(answered(served, asked))
+    assert served.traffic.sent - before == asked.inputs.nbytes + asked.gates["first"].nbytes
+    before = served.traffic.sent
+    served.pullback(asked, {"first": given}).result()
+    assert given.sums is not None
+    assert served.traffic.sent - before == sum(
+        value.nbytes for value in (*parts(given), given.sums.count)
+    )
 
 
 def test_all_teachers_are_asked_before_any_is_awaited(served: ServedTeachers) -> None:

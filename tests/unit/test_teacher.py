@@ -344,10 +344,9 @@ def pull(
 ) -> tuple[Tensor, Tensor | None]:
     got = kept.pullback(
         key,
-        lambda: inputs,
+        lambda: (inputs, gate),
         cotangents,
         depth=depth,
-        gate=gate,
         wanted=EVERYTHING,
         precision="fp32",
     )
