@@ -108,7 +108,7 @@ class InputGradient:
     """What `pullback` gives: the gradients of a question's inputs, for one teacher."""
 
     inputs: Tensor
-    """(N, C, H, W)"""
+    """(N, C, H, W), to be read and not written to: it may be shared memory."""
     gate: Tensor | None
     """(N, C) where the question had gates."""
 

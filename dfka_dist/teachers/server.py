@@ -105,7 +105,7 @@ class TeacherServer:
         """
         asked_at = call.asked_at if call.depth >= self._begin else None
         with self._meters.call("forward", asked_at) as watch:
-            given, own = self._opened(inputs, call), self._gate(gate)
+            given, own = self._given(inputs, call), self._gate(gate)
             output = self._teacher.forward(call.key, given, gate=own, **self._asked(call))
             arrays = wire.encode_output(output, call.answer_precision)
             passed = None
@@ -178,11 +178,15 @@ class TeacherServer:
         self, references: Sequence[Any], call: Call
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs, *gates = ray.get(list(references))
-        return self._opened(inputs, call), self._gate(*gates)
+        return self._given(inputs, call), self._gate(*gates)
 
     def _gate(self, gate: wire.Array | None = None) -> torch.Tensor | None:
         return None if gate is None else wire.decode(gate, self._device)
 
-    def _opened(self, feature: wire.Array, call: Call) -> torch.Tensor:
+    def _given(self, inputs: wire.Array, call: Call) -> torch.Tensor:
+        """A network may write into a feature, but not into images: preprocessing makes others."""
+        return self._opened(inputs, call, read=self._begin == call.depth == 0)
+
+    def _opened(self, feature: wire.Array, call: Call, *, read: bool = False) -> torch.Tensor:
         narrow = call.precision == "bf16" and call.depth < self._begin
-        return wire.decode(feature, self._device, narrow=narrow)
+        return wire.decode(feature, self._device, narrow=narrow, read=read)
