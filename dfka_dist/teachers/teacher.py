@@ -50,6 +50,7 @@ class Teacher:
         self._inputs: dict[str, Tensor] = {}
         self._listening = False
         self._stages = range(len(self.chain.stages))
+        self._compiled = False
         for path in [
             *[layer.path for layer, _ in self._parts],
             *([self._embedding] if self._embedding else []),
@@ -74,6 +75,7 @@ class Teacher:
         """Have `torch.compile` make every stage that is held, at its first call; in place."""
         for index in self._stages:
             self.chain.stages[index].compile()
+        self._compiled = True
         return self
 
     def forward(
@@ -179,6 +181,12 @@ class Teacher:
     def storages(self) -> set[int]:
         """Addresses of parameters and buffers, which a graph saves and does not keep by itself."""
         return _storages(self.chain)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether questions of the same kind and shape save as much for their pullbacks: what was
+        exported does; Python within a network may choose, and a compiler may have chosen."""
+        return self.chain.is_exported and not self._compiled
 
     def _graph_bytes(self, image: Tensor) -> tuple[int, ...]:
         """What each stage saves of one image for a pullback, its own parameters left out."""

@@ -26,6 +26,7 @@ LIGHT = [
     "dfka_dist.models.target",
     "dfka_dist.teachers.local",
     "dfka_dist.teachers.wire",
+    "dfka_dist.teachers.tally",
     "dfka_dist.teachers.micro",
     "dfka_dist.teachers.nodes",
     "dfka_dist.teachers.cutting",

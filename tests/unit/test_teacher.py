@@ -625,3 +625,27 @@ def test_a_kept_graph_weighs_what_its_images_saved_and_nothing_of_the_teacher(
         )
         weighed.append(kept.kept_bytes)
     assert weighed[1] == pytest.approx(2 * weighed[0], rel=0.01)
+
+
+def kept_after(kept: RememberingTeacher, count: int, wanted: Wanted) -> int:
+    kept.forward("k", pictures(count), depth=0, gate=None, wanted=wanted, precision="fp32")
+    return kept.kept_bytes
+
+
+def test_a_graph_of_a_known_kind_weighs_what_it_weighed_when_it_was_new(
+    make_teacher: MakeTeacher, load_teacher: Callable[[TeacherSpec], Teacher]
+) -> None:
+    """Asked in turns about other kinds, each of which has its own weight."""
+    kept = RememberingTeacher(load_teacher(make_teacher("weighed", "abc")), 1 << 30)
+    kinds = [(4, Wanted(gradient=True)), (8, Wanted(gradient=True)), (4, EVERYTHING)]
+    first, again = ([kept_after(kept, *kind) for kind in kinds] for _ in range(2))
+    assert first == again and len(set(first)) == 3
+
+
+def test_the_gradient_of_a_graph_of_a_known_kind_is_the_same(teacher: Teacher) -> None:
+    kept = RememberingTeacher(teacher, 1 << 30)
+    gradients = []
+    for _ in range(2):
+        cotangents = some_cotangents(ask(kept, "k", pictures()))
+        gradients.append(pull(kept, "k", pictures(), cotangents)[0])
+    assert torch.equal(*gradients)
