@@ -38,7 +38,7 @@ class ServerMeters:
             "dfka_teacher_queue_seconds", "From asking until a server began.", SECONDS, calls
         )
         self._computing = metrics.Histogram(
-            "dfka_teacher_compute_seconds", "From beginning to the answer.", SECONDS, calls
+            "dfka_teacher_compute_seconds", "Within the network, there or back.", SECONDS, calls
         )
         self._bytes = metrics.Counter(
             "dfka_teacher_bytes", "Arrays that came in and went out.", (*keys, "way")
@@ -62,12 +62,10 @@ class ServerMeters:
         Args:
             asked_at: as `time.time` says; None for what comes from another shard.
         """
-        began = time.perf_counter()
         if asked_at is not None:
             self._tally.observe(self._queued, max(0.0, time.time() - asked_at), kind=kind)
         watch = Watch()
         yield watch
-        watch.seconds = time.perf_counter() - began
         self._tally.observe(self._computing, watch.seconds, kind=kind)
         self._tally.count(self._requests, 1, kind=kind)
         self._tally.count(self._bytes, watch.bytes_in, way="in")
@@ -87,6 +85,21 @@ class Watch:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    """Within the network; what comes and goes is not in it."""
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The network computes."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """In between it waits for something."""
+        began = time.perf_counter()
+        yield
+        self.seconds -= time.perf_counter() - began
 
 
 class ClientMeters:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from dfka_dist.models.sources import Weights
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import TeacherDescription, Wanted
 from dfka_dist.teachers.local import RememberingTeacher
-from dfka_dist.teachers.meters import ServerMeters
+from dfka_dist.teachers.meters import ServerMeters, Watch
 from dfka_dist.teachers.teacher import Teacher
 
 
@@ -40,7 +41,7 @@ class Reply(NamedTuple):
 
     arrays: Any
     seconds: float
-    """That it took, in all shards that were asked."""
+    """That the network computed, in all shards that were asked."""
 
 
 class WeightStore:
@@ -106,7 +107,8 @@ class TeacherServer:
         asked_at = call.asked_at if call.depth >= self._begin else None
         with self._meters.call("forward", asked_at) as watch:
             given, own = self._given(inputs, call), self._gate(gate)
-            output = self._teacher.forward(call.key, given, gate=own, **self._asked(call))
+            with self._computing(watch):
+                output = self._teacher.forward(call.key, given, gate=own, **self._asked(call))
             arrays = wire.encode_output(output, call.answer_precision)
             passed = None
             if output.feature is not None:
@@ -136,9 +138,10 @@ class TeacherServer:
             own = wire.decode_output(cotangents, self._device)
             if behind is not None:
                 own = replace(own, feature=self._opened(behind.arrays[0], call))
-            gradient = self._teacher.pullback(
-                call.key, lambda: self._fetched(inputs, call), own, **self._asked(call)
-            )
+            with self._computing(watch):
+                gradient = self._teacher.pullback(
+                    call.key, lambda: self._fetched(inputs, call, watch), own, **self._asked(call)
+                )
             if call.depth >= self._begin:
                 arrays = wire.encode_gradient(gradient, call.answer_precision)
             else:
@@ -174,11 +177,20 @@ class TeacherServer:
         depth = max(call.depth, self._begin)
         return {"depth": depth, "wanted": call.wanted, "precision": call.precision}
 
+    @contextmanager
+    def _computing(self, watch: Watch) -> Iterator[None]:
+        """Until a GPU is done too: what is asked for next waits for it anyhow."""
+        with watch.computing():
+            yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
     def _fetched(
-        self, references: Sequence[Any], call: Call
+        self, references: Sequence[Any], call: Call, watch: Watch
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        inputs, *gates = ray.get(list(references))
-        return self._given(inputs, call), self._gate(*gates)
+        with watch.fetching():
+            inputs, *gates = ray.get(list(references))
+            return self._given(inputs, call), self._gate(*gates)
 
     def _gate(self, gate: wire.Array | None = None) -> torch.Tensor | None:
         return None if gate is None else wire.decode(gate, self._device)

@@ -14,6 +14,7 @@ from dfka_dist.config import TeacherSpec
 from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers.interface import Question, Wanted
 from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.meters import Watch
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
 from distributed.asking import (
@@ -278,3 +279,12 @@ def test_how_long_servers_have_worked_for_a_client_is_counted(pool: TeacherPool)
     client.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",))).result()
     servers = sum(len(own) for own in pool.servers.values())
     assert SECONDS <= client.worked * servers < 3 * SECONDS
+
+
+def test_what_is_fetched_meanwhile_does_not_count_as_computing() -> None:
+    watch = Watch()
+    with watch.computing():
+        time.sleep(0.02)
+        with watch.fetching():
+            time.sleep(0.2)
+    assert 0.02 <= watch.seconds < 0.2
