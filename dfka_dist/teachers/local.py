@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from dfka_dist.teachers.interface import (
 from dfka_dist.teachers.teacher import Teacher, weighing
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,17 @@ class _Graph:
 
 
 class RememberingTeacher:
-    """A teacher that keeps the newest graphs, bounded in bytes, and makes those it lost again."""
+    """A teacher that keeps the newest graphs, bounded in bytes, and makes those it lost again.
+
+    One that is above the bound by itself is not kept, and a warning says so once.
+    """
 
     def __init__(self, teacher: Teacher, cache_bytes: int) -> None:
         self.teacher = teacher
         self._bound = cache_bytes
         self._graphs: OrderedDict[str, _Graph] = OrderedDict()
         self._weights: dict[tuple[Hashable, ...], int] = {}
-        self.recomputed = 0
+        self.recomputed, self._warned = 0, False
 
     def forward(
         self,
@@ -126,9 +132,25 @@ class RememberingTeacher:
         return _Graph(inputs, gate, output, known)
 
     def _keep(self, key: str, graph: _Graph) -> None:
+        """The newest, but one that would need all room alone: the others are worth more."""
+        if graph.nbytes > self._bound:
+            self._warn(graph.nbytes)
+            return
         self._graphs[key] = graph
-        while self._graphs and self.kept_bytes > self._bound:
+        while self.kept_bytes > self._bound:
             self._graphs.popitem(last=False)
+
+    def _warn(self, nbytes: int) -> None:
+        if not self._warned:
+            name, needed, bound = self.teacher.spec.name, nbytes / MIB, self._bound / MIB
+            log.warning(
+                "what %s saves of one batch, %.1f MiB, is more than the %.1f MiB of "
+                "serving.cache_megabytes: it is made again for every pullback",
+                name,
+                needed,
+                bound,
+            )
+        self._warned = True
 
 
 @dataclass(frozen=True)

@@ -475,6 +475,19 @@ def test_the_oldest_graphs_are_evicted_first(teacher: Teacher) -> None:
     assert [kept.knows(key) for key in ("first", "second", "third")] == [False, True, True]
 
 
+def test_a_graph_that_the_cache_can_never_hold_leaves_the_others(
+    teacher: Teacher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one warning names the key."""
+    probe = RememberingTeacher(teacher, 1 << 30)
+    ask(probe, "k", pictures())
+    kept = RememberingTeacher(teacher, int(2.5 * probe.kept_bytes))
+    for key, count in {"small": 4, "large": 40, "larger": 50}.items():
+        ask(kept, key, pictures(count))
+    assert [kept.knows(key) for key in ("small", "large", "larger")] == [True, False, False]
+    assert [record.message.count("serving.cache_megabytes") for record in caplog.records] == [1]
+
+
 def test_a_graph_is_weighed_by_its_activations(teacher: Teacher) -> None:
     weights = []
     for count in (4, 8):
