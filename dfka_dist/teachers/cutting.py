@@ -119,8 +119,16 @@ def _needs(config: RunConfig, description: TeacherDescription) -> Needs:
     images = min(images, config.training.micro_batch or images)
     # In bf16 every batch at work has a copy of the frozen parameters, of half the bytes.
     fp32 = (config.serving.precision or config.training.precision) == "fp32"
+    sums = int(_asks_for_sums(config))
+    stages = description.graph_bytes, description.sums_bytes, description.stage_bytes
     graph = [
-        images * saved + (0 if fp32 else fixed // 2)
-        for saved, fixed in zip(description.graph_bytes, description.stage_bytes, strict=True)
+        images * (saved + sums * besides) + (0 if fp32 else fixed // 2)
+        for saved, besides, fixed in zip(*stages, strict=True)
     ]
     return Needs(description.stage_bytes, graph, config.serving.cache_megabytes * 2**20)
+
+
+def _asks_for_sums(config: RunConfig) -> bool:
+    """Whether a run, or a trial of its sweep, has the term that wants statistics."""
+    tried = {**config.search.space, **config.search.trial} if config.search else {}
+    return bool(config.losses.batch_norm) or "losses.batch_norm" in tried

@@ -48,6 +48,8 @@ class TeacherDescription:
     """Parameters and buffers of blocks 1..B and of the head."""
     graph_bytes: tuple[int, ...]
     """What each of them keeps of one image between forward and pullback, in fp32."""
+    sums_bytes: tuple[int, ...]
+    """What each keeps besides where statistics are asked for."""
     sha256: str
 
     @property

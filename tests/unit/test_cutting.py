@@ -22,7 +22,9 @@ from dfka_dist.teachers.placement import PlacementPlan, plan
 sizes = st.lists(st.integers(0, 10**9), min_size=1, max_size=7)
 
 
-def described(config: RunConfig, fixed: Sequence[int], graph: Sequence[int]) -> Any:
+def described(
+    config: RunConfig, fixed: Sequence[int], graph: Sequence[int], sums: Sequence[int] = ()
+) -> Any:
     """All teachers of a configuration, each with parts of these bytes."""
     return {
         spec.name: TeacherDescription(
@@ -35,6 +37,7 @@ def described(config: RunConfig, fixed: Sequence[int], graph: Sequence[int]) -> 
             tail_parameters=(0,) * len(fixed),
             stage_bytes=tuple(fixed),
             graph_bytes=tuple(graph),
+            sums_bytes=tuple(sums) or (0,) * len(fixed),
             sha256="",
         )
         for spec in config.teachers
@@ -261,3 +264,22 @@ def test_sixty_four_gpus_are_planned_on_a_laptop() -> None:
     for seat in found.seats:
         by_replica.setdefault((seat.teacher, seat.replica), set()).add(seat.node)
     assert all(len(nodes) == 1 for nodes in by_replica.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "search", "servers"),
+    [
+        ({"batch_norm": 1.0}, None, 2),
+        ({"batch_norm": 0.0}, None, 1),
+        ({"batch_norm": 0.0}, {"space": {"losses.batch_norm": {"linear": [0, 1]}}}, 2),
+    ],
+)
+def test_what_statistics_save_is_counted_where_somebody_asks_for_them(
+    losses: dict[str, float], search: dict[str, Any] | None, servers: int
+) -> None:
+    """A batch of 128: two parts of 4 MiB an image, and of 4 MiB more for the statistics."""
+    asked = {"training": {"batch_size": 128}, "losses": losses, "search": search}
+    wanted = parse(config(1, gpus=1.0).model_dump() | asked)
+    known = described(wanted, [0, 0], [2**22] * 2, [2**22] * 2)
+    (parts,) = cut_teachers(wanted, gpus(1.8), known).values()
+    assert len(parts) == servers

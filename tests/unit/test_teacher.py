@@ -662,3 +662,13 @@ def test_the_gradient_of_a_graph_of_a_known_kind_is_the_same(teacher: Teacher) -
         cotangents = some_cotangents(ask(kept, "k", pictures()))
         gradients.append(pull(kept, "k", pictures(), cotangents)[0])
     assert torch.equal(*gradients)
+
+
+def test_a_description_says_what_graphs_weigh_at_most_and_what_statistics_add(
+    teacher: Teacher,
+) -> None:
+    """They keep a copy of every layer's input."""
+    told, kept = teacher.description, RememberingTeacher(teacher, 1 << 30)
+    plain, summed = (kept_after(kept, 8, Wanted(sums=s, gradient=True)) for s in (False, True))
+    assert 0 < plain <= 8 * sum(told.graph_bytes)
+    assert summed - plain == 8 * sum(told.sums_bytes) > 0
