@@ -57,7 +57,7 @@ def cut_teachers(
     for index, teacher in enumerate(config.teachers):
         needs = None
         if descriptions is not None:
-            needs = _needs(config, descriptions[teacher.name])
+            needs = needs_of(config, descriptions[teacher.name])
         found[teacher.name] = _cut(config, index, teacher, needs, room)
     return found
 
@@ -114,7 +114,8 @@ def _room(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
     return int(config.serving.gpus * min(known) * GIB) if known and config.serving.gpus else None
 
 
-def _needs(config: RunConfig, description: TeacherDescription) -> Needs:
+def needs_of(config: RunConfig, description: TeacherDescription) -> Needs:
+    """What the stages of a teacher need in a run."""
     images = config.training.batch_size // min(config.training.worker_range)
     images = min(images, config.training.micro_batch or images)
     # In bf16 every batch at work has a copy of the frozen parameters, of half the bytes.

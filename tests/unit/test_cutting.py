@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.loading import parse
-from dfka_dist.teachers.cutting import CONTEXT, GIB, Needs, balanced, cut_teachers
+from dfka_dist.teachers.cutting import CONTEXT, GIB, Needs, balanced, cut_teachers, needs_of
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.nodes import NodeResources
 from dfka_dist.teachers.placement import PlacementPlan, plan
@@ -242,11 +243,73 @@ def test_shards_of_a_replica_are_on_one_node_where_one_has_room() -> None:
     assert found.bundles == ({"CPU": 4.0},)
 
 
-def test_shards_of_a_replica_that_no_node_can_hold_have_a_bundle_each() -> None:
-    nodes = [NodeResources(name=f"n{i}", cpus=3) for i in range(2)]
-    found = plan(config(3, shards=4, cpus=1.0), nodes)
-    assert [seat.node for seat in found.seats] == ["n0", "n0", "n0", "n1"]
-    assert found.bundles == ({"CPU": 1.0},) * 4
+@pytest.mark.parametrize("strategy", ["pack", "spread"])
+def test_shards_of_a_replica_that_no_node_can_hold_are_on_as_few_as_can(strategy: str) -> None:
+    """Those of a node in one bundle, which Ray cannot spread; the largest room first."""
+    nodes = [NodeResources(name=f"n{i}", cpus=c) for i, c in enumerate([1, 1, 3, 2])]
+    found = plan(config(3, shards=4, cpus=1.0, strategy=strategy), nodes)
+    assert [seat.node for seat in found.seats] == ["n2", "n2", "n2", "n3"]
+    assert found.bundles == ({"CPU": 3.0}, {"CPU": 1.0})
+
+
+@pytest.mark.parametrize(("shards", "strategy"), [(1, "SPREAD"), (4, "PACK")])
+def test_shards_that_wait_for_nodes_to_come_are_packed(shards: int, strategy: str) -> None:
+    wanted = config(3, shards=shards, cpus=1.0, strategy="spread", wait_for_nodes=True)
+    assert plan(wanted, []).strategy == strategy
+
+
+@given(wanted=plans, nodes=clusters)
+def test_no_device_gives_more_than_itself(wanted: RunConfig, nodes: list[NodeResources]) -> None:
+    found = planned(wanted, nodes)
+    given = (
+        Counter((s.node, s.device) for s in found.seats) if found and wanted.serving.gpus else {}
+    )
+    assert all(count * wanted.serving.gpus <= 1 + 1e-6 for count in given.values())
+    there = {(node.name, i) for node in nodes for i in range(int(node.gpus))}
+    assert set(given) <= there
+
+
+@given(wanted=plans, nodes=clusters, data=st.data())
+def test_no_device_holds_more_than_its_memory(
+    wanted: RunConfig, nodes: list[NodeResources], data: st.DataObject
+) -> None:
+    """By what every server's parts, its batch at work and its cache need."""
+    gigabytes = data.draw(st.lists(st.sampled_from([2, 4, 8]), min_size=5, max_size=5))
+    nodes = [
+        node.model_copy(update={"gpu_gigabytes": g})
+        for node, g in zip(nodes, gigabytes, strict=False)
+    ]
+    parts = data.draw(st.lists(st.sampled_from([0, GIB // 4, GIB]), min_size=4, max_size=4))
+    known = described(wanted, parts, [2**20] * 4)
+    try:
+        found = plan(wanted, nodes, known)
+    except InputError:
+        return
+    held: Counter[tuple[str, int | None]] = Counter()
+    for seat in found.seats if wanted.serving.gpus else ():
+        held[seat.node, seat.device] += needs_of(wanted, known[seat.teacher]).of(seat.stages)
+    memory = {node.name: (node.gpu_gigabytes or 0) * GIB for node in nodes}
+    assert all(needed <= memory[node] + len(held) for (node, _), needed in held.items())
+
+
+@given(wanted=plans, nodes=clusters)
+def test_shards_of_a_replica_are_on_as_few_nodes_as_can_be(
+    wanted: RunConfig, nodes: list[NodeResources]
+) -> None:
+    """Of the first replica, which finds every node empty: as many as the largest can do with."""
+    found = planned(wanted, nodes)
+    if found is None:
+        return
+    cpus, gpus = wanted.serving.cpus, wanted.serving.gpus
+    room = sorted(
+        min(int(n.cpus / cpus + 1e-9), int(n.gpus) * int(1 / gpus + 1e-9) if gpus else 99)
+        for n in nodes
+    )
+    first = [s for s in found.seats if (s.teacher, s.replica) == ("t0", 0)]
+    left, least = len(first), 0
+    while left > 0:
+        left, least = left - room.pop(), least + 1
+    assert len({seat.node for seat in first}) == least
 
 
 def test_a_plan_says_which_parts_a_shard_holds() -> None:

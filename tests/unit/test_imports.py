@@ -31,6 +31,7 @@ LIGHT = [
     "dfka_dist.teachers.nodes",
     "dfka_dist.teachers.cutting",
     "dfka_dist.teachers.placement",
+    "dfka_dist.teachers.seating",
     "dfka_dist.archive",
     "dfka_dist.data",
     "dfka_dist.evaluation",
