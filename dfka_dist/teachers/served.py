@@ -27,6 +27,7 @@ from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers import answers, wire
 from dfka_dist.teachers.interface import InputGradient, Question, TeacherDescription, TeacherOutput
 from dfka_dist.teachers.meters import ClientMeters
+from dfka_dist.teachers.pace import Kind
 from dfka_dist.teachers.routing import Replica, Routing
 from dfka_dist.teachers.server import Call, Reply
 from dfka_dist.teachers.shards import Passed, Reference, Shards
@@ -111,7 +112,8 @@ class ServedTeachers:
             sent.passed[name] = shards.forward(calls[name], *sent.of(name))
             return sent.passed[name].answers
 
-        return self._ask(sent, ask, calls, partial(answers.output, device=question.inputs.device))
+        opened = partial(answers.output, device=question.inputs.device)
+        return self._ask("forward", sent, ask, calls, opened)
 
     def pullback(
         self, question: Question, cotangents: Mapping[str, TeacherOutput]
@@ -129,7 +131,8 @@ class ServedTeachers:
                 sent.passed[name] = shards.forward(calls[name], *sent.of(name))
             return [shards.pullback(calls[name], sent.passed[name], arrays[name])]
 
-        return self._ask(sent, ask, calls, partial(answers.gradient, device=question.inputs.device))
+        opened = partial(answers.gradient, device=question.inputs.device)
+        return self._ask("pullback", sent, ask, calls, opened)
 
     def drop(self, question: Question) -> None:
         """See `Teachers.drop`."""
@@ -143,7 +146,7 @@ class ServedTeachers:
         def ask(_: str, shards: Shards) -> list[Reference]:
             return shards.tail(depth)
 
-        return self._ask(_Sent(None), ask, [teacher], answers.state).result()[teacher]
+        return self._ask("tail", _Sent(None), ask, [teacher], answers.state).result()[teacher]
 
     def _call(self, question: Question) -> Call:
         self._has_sent(calls=1)
@@ -163,12 +166,13 @@ class ServedTeachers:
 
     def _ask(
         self,
+        kind: Kind,
         sent: _Sent,
         ask: Callable[[str, Shards], list[Reference]],
         names: Iterable[str],
         opened: Callable[[list[Any]], Answer],
     ) -> _Asked[Answer]:
-        asked = _Asked(self, sent, ask, opened)
+        asked = _Asked(self, kind, sent, ask, opened)
         for name in names:
             asked.send(name)
         return asked
@@ -214,15 +218,17 @@ class _Asked(Generic[Answer]):
     def __init__(
         self,
         client: ServedTeachers,
+        kind: Kind,
         sent: _Sent,
         ask: Callable[[str, Shards], list[Reference]],
         opened: Callable[[list[Any]], Answer],
     ) -> None:
-        self._client, self._sent, self._ask, self._opened = client, sent, ask, opened
+        self._client, self._kind, self._sent = client, kind, sent
+        self._ask, self._opened = ask, opened
         self._references: dict[str, list[Reference]] = {}
 
     def send(self, name: str) -> None:
-        replica = self._client._routing.pick(name, self._sent.replicas.get(name))
+        replica = self._client._routing.pick(name, self._sent.replicas.get(name), self._kind)
         began = time.monotonic()
         try:
             replica.admit(self._client._timeout)
@@ -262,7 +268,7 @@ class _Asked(Generic[Answer]):
                 replica.alive = False
                 self.send(name)
                 continue
-            replica.received(references[-1], said[-1].seconds)
+            replica.received(references[-1], self._kind, self._sent.rows, said[-1].seconds)
             self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])

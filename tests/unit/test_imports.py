@@ -30,6 +30,7 @@ LIGHT = [
     "dfka_dist.teachers.micro",
     "dfka_dist.teachers.nodes",
     "dfka_dist.teachers.cutting",
+    "dfka_dist.teachers.pace",
     "dfka_dist.teachers.placement",
     "dfka_dist.teachers.seating",
     "dfka_dist.archive",
