@@ -81,8 +81,12 @@ class Routing:
         return {name: [each.shards for each in own] for name, own in self._replicas.items()}
 
     def outstanding(self, teacher: str) -> int:
-        """Calls with any of its replicas."""
-        return sum(len(replica) for replica in self._replicas[teacher])
+        """Calls with any of its replicas that live."""
+        return sum(map(len, self.alive(teacher)))
+
+    def alive(self, teacher: str) -> list[Replica]:
+        """Its replicas that nobody has given up."""
+        return [replica for replica in self._replicas[teacher] if replica.alive]
 
     def pick(self, teacher: str, kept: Replica | None, kind: Kind) -> Replica:
         """The replica that has the graph, while it lives, else the one with the least to do, of
@@ -91,7 +95,7 @@ class Routing:
         Raises:
             TeacherUnavailable: none lives.
         """
-        alive = [replica for replica in self._replicas[teacher] if replica.alive]
+        alive = self.alive(teacher)
         if not alive:
             raise TeacherUnavailable(f"teacher {teacher} has no server left")
         if kept in alive:

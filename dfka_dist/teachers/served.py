@@ -5,6 +5,7 @@ Every call goes to the replica with the least to do, and is asked again elsewher
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +14,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    RayActorError,
-    RayTaskError,
-)
+from ray.exceptions import GetTimeoutError, ObjectStoreFullError, RayTaskError
 from torch import Tensor
 
 from dfka_dist.config import Precision
@@ -33,6 +28,7 @@ from dfka_dist.teachers.server import Call, Reply
 from dfka_dist.teachers.shards import Passed, Reference, Shards
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,7 +48,7 @@ class ServedTeachers:
     Args:
         replicas: per teacher the servers of each replica.
         in_flight: calls that this client may have outstanding with one replica.
-        timeout: seconds after which an answer counts as lost.
+        timeout: seconds after which an answer counts as lost, and its replica as dead.
     """
 
     def __init__(
@@ -228,25 +224,34 @@ class _Asked(Generic[Answer]):
         self._references: dict[str, list[Reference]] = {}
 
     def send(self, name: str) -> None:
-        replica = self._client._routing.pick(name, self._sent.replicas.get(name), self._kind)
-        began = time.monotonic()
-        try:
-            replica.admit(self._client._timeout)
-        except GetTimeoutError:
-            raise self._late(name) from None
-        finally:
-            self._client._has_waited(time.monotonic() - began)
+        replica = self._admitted(name)
         references = self._ask(name, replica.shards)
         replica.sent(references[-1])
         self._sent.replicas[name] = replica
         self._references[name] = references
         self._client._count(name)
 
+    def _admitted(self, name: str) -> Replica:
+        """The replica that is asked, as soon as it may be."""
+        began = time.monotonic()
+        try:
+            while True:
+                kept = self._sent.replicas.get(name)
+                replica = self._client._routing.pick(name, kept, self._kind)
+                try:
+                    replica.admit(self._client._timeout)
+                except GetTimeoutError:
+                    self._give_up(name, replica)
+                else:
+                    return replica
+        finally:
+            self._client._has_waited(time.monotonic() - began)
+
     def result(self) -> dict[str, Answer]:
         """Per teacher, in the order asked.
 
         Raises:
-            TeacherUnavailable: a teacher has no replica left, or did not answer in time.
+            TeacherUnavailable: a teacher has no replica left, or the last did not answer in time.
             RunFailed: a teacher's own code failed.
         """
         began = time.monotonic()
@@ -259,10 +264,13 @@ class _Asked(Generic[Answer]):
         while True:
             references, replica = self._references[name], self._sent.replicas[name]
             try:
-                said = ray.get(references, timeout=self._client._timeout)
+                # Of one that was given up meanwhile only what is there already.
+                said = ray.get(references, timeout=self._client._timeout if replica.alive else 0)
             except GetTimeoutError:
-                raise self._late(name) from None
-            except (RayActorError, ObjectLostError, RayTaskError) as error:
+                self._give_up(name, replica)
+                self.send(name)
+                continue
+            except (*answers.GONE, RayTaskError) as error:
                 if not answers.is_gone(error):
                     raise RunFailed(answers.failure(name, self._sent.rows, error)) from error
                 replica.alive = False
@@ -272,6 +280,18 @@ class _Asked(Generic[Answer]):
             self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])
+
+    def _give_up(self, name: str, replica: Replica) -> None:
+        """Ask a replica that does not answer no more.
+
+        Raises:
+            TeacherUnavailable: it is the last one.
+        """
+        if self._client._routing.alive(name) == [replica]:
+            raise self._late(name) from None
+        if replica.alive:
+            log.warning("%s; another of its servers is asked", self._late(name))
+        replica.alive = False
 
     def _late(self, name: str) -> TeacherUnavailable:
         waited = self._client._timeout
