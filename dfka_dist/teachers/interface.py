@@ -151,7 +151,7 @@ class Teachers(Protocol):
 
     @property
     def waited(self) -> float:
-        """Seconds that the caller's threads have stood still for answers so far, together."""
+        """Seconds that the calling thread has stood still for answers so far."""
 
     @property
     def worked(self) -> float | None:

@@ -67,7 +67,7 @@ class ServedTeachers:
         self._meters = ClientMeters()
         self.traffic, self._lock = Traffic(), threading.Lock()
         self._servers = sum(len(shards.handles) for own in replicas.values() for shards in own)
-        self._computed = self.waited = 0.0
+        self._computed, self._waits = 0.0, threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {
@@ -84,6 +84,11 @@ class ServedTeachers:
             descriptions, replicas, settings | {"wire_precision": "fp32"}
         )
         return other
+
+    @property
+    def waited(self) -> float:
+        """See `Teachers.waited`."""
+        return float(getattr(self._waits, "seconds", 0.0))
 
     @property
     def worked(self) -> float:
@@ -174,8 +179,7 @@ class ServedTeachers:
         return asked
 
     def _has_waited(self, seconds: float) -> None:
-        with self._lock:
-            self.waited += seconds
+        self._waits.seconds = self.waited + seconds
         self._meters.waited(seconds)
 
     def _has_sent(self, *arrays: wire.Array | None, calls: int = 0) -> None:

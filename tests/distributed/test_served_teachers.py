@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 import urllib.request
 
@@ -175,6 +176,15 @@ def test_time_spent_waiting_for_answers_is_counted(served: ServedTeachers) -> No
     before = served.waited
     served.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",))).result()
     assert served.waited - before > SECONDS / 2
+
+
+def test_what_another_thread_waits_is_not_this_ones(served: ServedTeachers) -> None:
+    """A trainer's helper waits while the trainer computes."""
+    before = served.waited
+    pending = served.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",)))
+    helper = threading.Thread(target=pending.result)
+    helper.start(), helper.join()
+    assert served.waited - before < SECONDS / 2
 
 
 def test_an_answer_that_does_not_come_in_time_is_given_up(pool: TeacherPool) -> None:
