@@ -52,7 +52,7 @@ def cut_teachers(
     Raises:
         InputError: a teacher has not so many blocks, or does not fit.
     """
-    room = _room(config, nodes) if descriptions is not None else None
+    room = room_of(config, nodes) if descriptions is not None else None
     found = {}
     for index, teacher in enumerate(config.teachers):
         needs = None
@@ -106,9 +106,12 @@ def _cut(
     )
 
 
-def _room(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
-    """A server's part of the smallest GPU that is known, in bytes."""
-    known = [n.gpu_gigabytes for n in nodes if n.gpus and n.gpu_gigabytes is not None]
+def room_of(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
+    """A server's part of the smallest GPU that is known, in bytes, of nodes where servers may be;
+    None where nothing is known."""
+    wanted = config.serving.node_labels.items()
+    those = [node for node in nodes if node.gpus and wanted <= node.labels.items()]
+    known = [node.gpu_gigabytes for node in those if node.gpu_gigabytes is not None]
     if config.serving.gpu_gigabytes is not None:
         known = [config.serving.gpu_gigabytes]
     return int(config.serving.gpus * min(known) * GIB) if known and config.serving.gpus else None

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
-from dfka_dist.teachers.cutting import cut_teachers
+from dfka_dist.teachers.cutting import cut_teachers, room_of
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.nodes import NodeResources, Resources
 from dfka_dist.teachers.seating import NodeRoom, Spot, amounts, apart, together
@@ -52,6 +52,8 @@ class PlacementPlan:
     """As there may be."""
     server_labels: Mapping[str, str] = field(default_factory=dict)
     """That nodes of servers have."""
+    is_checked: bool = True
+    """Whether the memory of GPUs was known, where servers take any."""
 
     @property
     def cpus(self) -> float:
@@ -123,6 +125,7 @@ def plan(
         workers=tuple(worker for _ in range(min(training.worker_range))),
         most_workers=max(training.worker_range),
         server_labels=serving.node_labels,
+        is_checked=not serving.gpus or room_of(config, nodes) is not None,
     )
 
 

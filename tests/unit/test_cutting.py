@@ -124,6 +124,29 @@ def test_what_the_configuration_says_of_a_gpu_counts_more_than_what_nodes_say() 
     assert len(cut_teachers(wanted, gpus(80), sizes)["t0"]) == 2
 
 
+def test_only_gpus_of_nodes_where_servers_may_be_count() -> None:
+    wanted = config(3, gpus=1, node_labels={"role": "teacher"})
+    sizes = described(wanted, [GIB] * 4, [0] * 4)
+    small, large = gpus(3, 80)
+    large = large.model_copy(update={"labels": {"role": "teacher"}})
+    assert len(cut_teachers(wanted, [small, large], sizes)["t0"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("serving", "gigabytes", "checked"),
+    [
+        ({"gpus": 1}, None, False),
+        ({"gpus": 1}, 80, True),
+        ({"gpus": 1, "gpu_gigabytes": 80}, None, True),
+        ({"gpus": 0}, None, True),
+    ],
+)
+def test_a_plan_says_whether_memory_was_known(
+    serving: dict[str, Any], gigabytes: float | None, checked: bool
+) -> None:
+    assert plan(config(1, **serving), gpus(gigabytes)).is_checked == checked
+
+
 @pytest.mark.parametrize("nodes", [gpus(None), gpus(None, None)])
 def test_where_memory_is_not_known_nothing_is_cut(nodes: list[NodeResources]) -> None:
     wanted = config(3, gpus=1)
