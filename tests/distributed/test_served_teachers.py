@@ -54,7 +54,7 @@ def test_an_exact_client_rounds_nothing_although_the_wire_does(
     with make_pool([specs["first"]], wire="bf16") as pool:
         clients = pool.teachers, pool.teachers.exact()
         rounded, exact = (error(answered(own, asked).logits, expected) for own in clients)
-    assert exact <= TOLERANCE < 1e-4 < rounded
+    assert exact <= TOLERANCE < 1e-4 < rounded < 1e-2  # a step of bf16 is 4e-3
 
 
 @pytest.mark.parametrize("name", BOTH)
