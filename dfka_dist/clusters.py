@@ -32,6 +32,12 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",
 }
+PRIVATE = {
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_timeline": "0",
+}
+"""Of a private cluster: nobody looks at the history of its calls, of which Ray notes several lines
+for each."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets for the driver of a submitted job, and for nobody else; beside it `RAY_ADDRESS`, as
 HOST:PORT of the cluster that the driver is in."""
@@ -135,7 +141,7 @@ def _connect(address: str | None, plan: PlacementPlan | None) -> None:
         where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     # Ray takes SIGTERM for itself, and dies of it without stopping what it started.
     handler = signal.getsignal(signal.SIGTERM)
-    with contextlib.nullcontext() if address else _on_loopback():
+    with contextlib.nullcontext() if address else _by_itself():
         ray.init(
             **where,
             log_to_driver=False,
@@ -144,6 +150,20 @@ def _connect(address: str | None, plan: PlacementPlan | None) -> None:
         )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """A cluster that is started within is on the loopback, with `PRIVATE` in its environment unless
+    something else is there, for as long as it takes to start: it hands that on to all it starts."""
+    added = {key: value for key, value in PRIVATE.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        with _on_loopback():
+            yield
+    finally:
+        for key in added:
+            del os.environ[key]
 
 
 @contextlib.contextmanager

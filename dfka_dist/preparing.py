@@ -103,7 +103,7 @@ def _start(place: str, design: Architecture) -> dict[str, Tensor]:
     return target.state_dict()
 
 
-def warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
+def warnings(given: RunConfig, ready: Prepared, placement: PlacementPlan) -> Iterator[str]:
     """What a user should know of a run before it begins.
 
     Args:
@@ -122,6 +122,11 @@ def warnings(given: RunConfig, ready: Prepared) -> Iterator[str]:
         )
     if config.is_teacherless and config.evaluations:
         yield ALONE
+    if placement.seats and not placement.is_checked:
+        yield (
+            "serving.gpu_gigabytes: the memory of no GPU is known, so nobody checked whether the "
+            "teachers fit theirs"
+        )
     image, labels = ready.design.input, sum(len(teacher.labels) for teacher in config.teachers)
     batch = training.batch_size * image_bytes(image.channels * image.size**2, labels)
     fitting = training.memory_megabytes * 2**20 // batch

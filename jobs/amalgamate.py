@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (arguments.resume or arguments.overwrite):
         copy.refuse_existing()
     if arguments.dry_run:
-        _show(given, _dry_plan(arguments, ready))
-        return _warn(given, ready)
+        placement = _dry_plan(arguments, ready)
+        _show(given, placement)
+        return _warn(given, ready, placement)
     planned = None if config.run.address else ready.plan(clusters.this_machine(ready.served))
     commandline.refuse_unwritable(folder)
     if shelf is not None:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             _empty(folder, shelf)
         copy.clear()
-        _warn(given, ready)
+        _warn(given, ready, placement)
         _run(given, ready, folder, placement, shelf, began)
     _tell(copy.make())
 
@@ -182,8 +183,8 @@ def _stoppable(shelf: FolderShelf | None, progress: Progress) -> Iterator[Callab
         yield stopping
 
 
-def _warn(given: RunConfig, ready: preparing.Prepared) -> None:
-    for warning in preparing.warnings(given, ready):
+def _warn(given: RunConfig, ready: preparing.Prepared, placement: PlacementPlan) -> None:
+    for warning in preparing.warnings(given, ready, placement):
         print(f"warning: {warning}", file=sys.stderr)
 
 

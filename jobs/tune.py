@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_whole(folder / "resolved.yaml", dump(given))
         commandline.log_to(folder)
         journal.info("%s", why)
-        for warning in preparing.warnings(given, ready):
+        for warning in preparing.warnings(given, ready, placement):
             print(f"warning: {warning}", file=sys.stderr)
         copy.clear()
         lines = _search(space, ready, placement, folder, concurrent)

@@ -59,7 +59,8 @@ class ServingSpec(Node):
     wire: Precision = "fp32"
     """What travels between trainer and teachers; statistics are never less than fp32."""
     timeout: Seconds = 600.0
-    """Seconds after which an answer that does not come ends the run."""
+    """Seconds after which an answer that does not come is asked of another replica, or ends the run
+    where there is none."""
     wait_for_nodes: bool = False
     """The cluster can grow: wait for nodes that are not there yet instead of refusing the plan."""
 

@@ -37,6 +37,11 @@ class BlockChain(nn.Module):
         """B, the number of blocks."""
         return len(self.stages) - 1
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether no stage runs the network's own Python."""
+        return not any(isinstance(stage, ModuleStage) for stage in self.stages)
+
     def walk(self, inputs: Tensor, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """From what lies at depth `start`: what lies at depths start+1..B, and the logits; or no
         further than to depth `stop`."""

@@ -8,17 +8,26 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 from torch import Tensor
 
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import InputGradient, TeacherOutput
 
+GONE = RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError
+"""What Ray raises for a server that died, for whatever reason, or for what it left behind."""
+
 
 def is_gone(error: Exception) -> bool:
     """Whether a server died, or what it left for another; not what a teacher's own code raised."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, RayActorError | ObjectLostError)
+    return isinstance(cause, GONE)
 
 
 def failure(name: str, rows: int, error: Exception) -> str:

@@ -52,12 +52,12 @@ def cut_teachers(
     Raises:
         InputError: a teacher has not so many blocks, or does not fit.
     """
-    room = _room(config, nodes) if descriptions is not None else None
+    room = room_of(config, nodes) if descriptions is not None else None
     found = {}
     for index, teacher in enumerate(config.teachers):
         needs = None
         if descriptions is not None:
-            needs = _needs(config, descriptions[teacher.name])
+            needs = needs_of(config, descriptions[teacher.name])
         found[teacher.name] = _cut(config, index, teacher, needs, room)
     return found
 
@@ -106,21 +106,33 @@ def _cut(
     )
 
 
-def _room(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
-    """A server's part of the smallest GPU that is known, in bytes."""
-    known = [n.gpu_gigabytes for n in nodes if n.gpus and n.gpu_gigabytes is not None]
+def room_of(config: RunConfig, nodes: Sequence[NodeResources]) -> int | None:
+    """A server's part of the smallest GPU that is known, in bytes, of nodes where servers may be;
+    None where nothing is known."""
+    wanted = config.serving.node_labels.items()
+    those = [node for node in nodes if node.gpus and wanted <= node.labels.items()]
+    known = [node.gpu_gigabytes for node in those if node.gpu_gigabytes is not None]
     if config.serving.gpu_gigabytes is not None:
         known = [config.serving.gpu_gigabytes]
     return int(config.serving.gpus * min(known) * GIB) if known and config.serving.gpus else None
 
 
-def _needs(config: RunConfig, description: TeacherDescription) -> Needs:
+def needs_of(config: RunConfig, description: TeacherDescription) -> Needs:
+    """What the stages of a teacher need in a run."""
     images = config.training.batch_size // min(config.training.worker_range)
     images = min(images, config.training.micro_batch or images)
     # In bf16 every batch at work has a copy of the frozen parameters, of half the bytes.
     fp32 = (config.serving.precision or config.training.precision) == "fp32"
+    sums = int(_asks_for_sums(config))
+    stages = description.graph_bytes, description.sums_bytes, description.stage_bytes
     graph = [
-        images * saved + (0 if fp32 else fixed // 2)
-        for saved, fixed in zip(description.graph_bytes, description.stage_bytes, strict=True)
+        images * (saved + sums * besides) + (0 if fp32 else fixed // 2)
+        for saved, besides, fixed in zip(*stages, strict=True)
     ]
     return Needs(description.stage_bytes, graph, config.serving.cache_megabytes * 2**20)
+
+
+def _asks_for_sums(config: RunConfig) -> bool:
+    """Whether a run, or a trial of its sweep, has the term that wants statistics."""
+    tried = {**config.search.space, **config.search.trial} if config.search else {}
+    return bool(config.losses.batch_norm) or "losses.batch_norm" in tried

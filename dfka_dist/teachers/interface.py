@@ -48,6 +48,8 @@ class TeacherDescription:
     """Parameters and buffers of blocks 1..B and of the head."""
     graph_bytes: tuple[int, ...]
     """What each of them keeps of one image between forward and pullback, in fp32."""
+    sums_bytes: tuple[int, ...]
+    """What each keeps besides where statistics are asked for."""
     sha256: str
 
     @property
@@ -108,7 +110,7 @@ class InputGradient:
     """What `pullback` gives: the gradients of a question's inputs, for one teacher."""
 
     inputs: Tensor
-    """(N, C, H, W)"""
+    """(N, C, H, W), to be read and not written to: it may be shared memory."""
     gate: Tensor | None
     """(N, C) where the question had gates."""
 
@@ -149,7 +151,7 @@ class Teachers(Protocol):
 
     @property
     def waited(self) -> float:
-        """Seconds that the caller's threads have stood still for answers so far, together."""
+        """Seconds that the calling thread has stood still for answers so far."""
 
     @property
     def worked(self) -> float | None:

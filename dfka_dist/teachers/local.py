@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -22,6 +24,8 @@ from dfka_dist.teachers.interface import (
 from dfka_dist.teachers.teacher import Teacher, weighing
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,17 @@ class _Graph:
 
 
 class RememberingTeacher:
-    """A teacher that keeps the newest graphs, bounded in bytes, and makes those it lost again."""
+    """A teacher that keeps the newest graphs, bounded in bytes, and makes those it lost again.
+
+    One that is above the bound by itself is not kept, and a warning says so once.
+    """
 
     def __init__(self, teacher: Teacher, cache_bytes: int) -> None:
         self.teacher = teacher
         self._bound = cache_bytes
         self._graphs: OrderedDict[str, _Graph] = OrderedDict()
-        self.recomputed = 0
+        self._weights: dict[tuple[Hashable, ...], int] = {}
+        self.recomputed, self._warned = 0, False
 
     def forward(
         self,
@@ -64,23 +72,23 @@ class RememberingTeacher:
     def pullback(
         self,
         key: str,
-        inputs: Callable[[], Tensor],
+        inputs: Callable[[], tuple[Tensor, Tensor | None]],
         cotangents: TeacherOutput,
         *,
         depth: int,
-        gate: Tensor | None,
         wanted: Wanted,
         precision: Precision,
     ) -> InputGradient:
         """Gradients of inputs and gate; from the kept graph, or from a new one if it is gone.
 
         Args:
-            inputs: fetches them; called only for a new graph.
+            inputs: fetches them and their gate; called only for a new graph.
         """
         graph = self._graphs.pop(key, None)
         if graph is None:
             self.recomputed += 1
-            graph = self._run(inputs(), depth, gate, wanted, precision)
+            fetched, gate = inputs()
+            graph = self._run(fetched, depth, gate, wanted, precision)
         pairs = [
             (o, c)
             for o, c in zip(_parts(graph.output), _parts(cotangents), strict=True)
@@ -110,18 +118,39 @@ class RememberingTeacher:
     ) -> _Graph:
         inputs = inputs.detach().requires_grad_()
         gate = None if gate is None else gate.detach().requires_grad_()
-        with weighing() as held:
+        kind = inputs.shape, inputs.dtype, depth, gate is not None, wanted, precision
+        known = self._weights.get(kind)
+        with torch.enable_grad() if known is not None else weighing() as held:
             output = self.teacher.forward(
                 inputs, depth=depth, gate=gate, wanted=wanted, precision=precision
             )
-        own = self.teacher.storages
-        nbytes = sum(size for place, size in held.items() if place not in own)
-        return _Graph(inputs, gate, output, nbytes)
+        if known is None:
+            own = self.teacher.storages
+            known = sum(size for place, size in (held or {}).items() if place not in own)
+            if self.teacher.is_static:
+                self._weights[kind] = known
+        return _Graph(inputs, gate, output, known)
 
     def _keep(self, key: str, graph: _Graph) -> None:
+        """The newest, but one that would need all room alone: the others are worth more."""
+        if graph.nbytes > self._bound:
+            self._warn(graph.nbytes)
+            return
         self._graphs[key] = graph
-        while self._graphs and self.kept_bytes > self._bound:
+        while self.kept_bytes > self._bound:
             self._graphs.popitem(last=False)
+
+    def _warn(self, nbytes: int) -> None:
+        if not self._warned:
+            name, needed, bound = self.teacher.spec.name, nbytes / MIB, self._bound / MIB
+            log.warning(
+                "what %s saves of one batch, %.1f MiB, is more than the %.1f MiB of "
+                "serving.cache_megabytes: it is made again for every pullback",
+                name,
+                needed,
+                bound,
+            )
+        self._warned = True
 
 
 @dataclass(frozen=True)
@@ -181,10 +210,9 @@ class LocalTeachers:
             {
                 name: self._teachers[name].pullback(
                     question.key,
-                    lambda: question.inputs,
+                    partial(_given, question, name),
                     own,
                     depth=question.depth,
-                    gate=question.gates.get(name),
                     wanted=question.wanted,
                     precision=question.precision,
                 )
@@ -200,6 +228,10 @@ class LocalTeachers:
     def tail(self, teacher: str, depth: int) -> dict[str, Tensor]:
         """See `Teachers.tail`."""
         return dict(self._teachers[teacher].teacher.chain.tail(depth).state_dict())
+
+
+def _given(question: Question, name: str) -> tuple[Tensor, Tensor | None]:
+    return question.inputs, question.gates.get(name)
 
 
 def _parts(output: TeacherOutput) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,7 @@
 
 Seconds in the queue are from when a client asked until a server began, by the clocks of both; they
 are told by the server that a question comes to first, and hold what a client waited for admission.
+Figures are handed to Ray once a second.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ray.util import metrics
+
+from dfka_dist.teachers.tally import EVERY, Tally
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Bounds of the histograms' buckets."""
@@ -35,7 +38,7 @@ class ServerMeters:
             "dfka_teacher_queue_seconds", "From asking until a server began.", SECONDS, calls
         )
         self._computing = metrics.Histogram(
-            "dfka_teacher_compute_seconds", "From beginning to the answer.", SECONDS, calls
+            "dfka_teacher_compute_seconds", "Within the network, there or back.", SECONDS, calls
         )
         self._bytes = metrics.Counter(
             "dfka_teacher_bytes", "Arrays that came in and went out.", (*keys, "way")
@@ -49,6 +52,8 @@ class ServerMeters:
         self._kept = metrics.Gauge("dfka_teacher_graph_bytes", "What kept graphs hold.", keys)
         for meter in vars(self).values():
             meter.set_default_tags(own)
+        self._tally = Tally()
+        self._tally.keep_telling()
 
     @contextmanager
     def call(self, kind: str, asked_at: float | None) -> Iterator[Watch]:
@@ -57,23 +62,20 @@ class ServerMeters:
         Args:
             asked_at: as `time.time` says; None for what comes from another shard.
         """
-        began = time.perf_counter()
         if asked_at is not None:
-            self._queued.observe(max(0.0, time.time() - asked_at), {"kind": kind})
+            self._tally.observe(self._queued, max(0.0, time.time() - asked_at), kind=kind)
         watch = Watch()
         yield watch
-        watch.seconds = time.perf_counter() - began
-        self._computing.observe(watch.seconds, {"kind": kind})
-        self._requests.inc(1, {"kind": kind})
-        for way, count in (("in", watch.bytes_in), ("out", watch.bytes_out)):
-            if count:
-                self._bytes.inc(count, {"way": way})
+        self._tally.observe(self._computing, watch.seconds, kind=kind)
+        self._tally.count(self._requests, 1, kind=kind)
+        self._tally.count(self._bytes, watch.bytes_in, way="in")
+        self._tally.count(self._bytes, watch.bytes_out, way="out")
 
     def graphs(self, kept_bytes: int, recomputed: bool | None = None) -> None:
         """What is kept now, and whether a pullback had to make its graph again."""
-        self._kept.set(kept_bytes)
+        self._tally.set(self._kept, kept_bytes)
         if recomputed is not None:
-            (self._recomputed if recomputed else self._hits).inc(1)
+            self._tally.count(self._recomputed if recomputed else self._hits, 1)
 
 
 @dataclass
@@ -83,6 +85,21 @@ class Watch:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    """Within the network; what comes and goes is not in it."""
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The network computes."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """In between it waits for something."""
+        began = time.perf_counter()
+        yield
+        self.seconds -= time.perf_counter() - began
 
 
 class ClientMeters:
@@ -96,11 +113,16 @@ class ClientMeters:
             "dfka_client_wait_seconds", "How long a client stood still for its teachers.", ()
         )
 
+        self._tally, self._told = Tally(), 0.0
+
     def outstanding(self, teacher: str, calls: int) -> None:
         """How many are out with all replicas of a teacher."""
-        self._in_flight.set(calls, {"teacher": teacher})
+        self._tally.set(self._in_flight, calls, teacher=teacher)
+        # A client has no end that it would know of; without a call it has nothing more to tell.
+        if not calls or time.monotonic() - self._told > EVERY:
+            self._told = time.monotonic()
+            self._tally.tell()
 
     def waited(self, seconds: float) -> None:
         """A client has stood still."""
-        if seconds > 0:
-            self._waited.inc(seconds)
+        self._tally.count(self._waited, seconds)

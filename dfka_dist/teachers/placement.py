@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
-from dfka_dist.teachers.cutting import cut_teachers
+from dfka_dist.teachers.cutting import cut_teachers, room_of
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.nodes import NodeResources, Resources
+from dfka_dist.teachers.seating import NodeRoom, Spot, amounts, apart, together
 
 COMING = "a node to come"
-Free = list[tuple[str, Resources]]
-"""What each node has left."""
+Free = list[NodeRoom]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Seat:
     """Blocks that it holds, counted from 0; the head is the last of the teacher's stages."""
     bundle: int
     node: str
-    """Where first fit puts it; Ray may choose another node of the same kind."""
+    """Where it fits; Ray may choose another node of the same kind."""
+    device: int | None = None
+    """Which of the node's GPUs, where it takes one and the node is there."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class PlacementPlan:
     """What is asked of Ray, and how it could be met."""
 
     bundles: tuple[Resources, ...]
-    """One for each server, or for all shards of a replica where one node can hold them."""
+    """One for each server, or for those shards of a replica that one node can hold together."""
     strategy: str
-    """Ray's: PACK or SPREAD."""
+    """Ray's: PACK or SPREAD; PACK where shards of a replica wait for nodes to come, so that they
+    come near each other."""
     seats: tuple[Seat, ...]
     server: Resources
     """What each server takes of its bundle."""
@@ -49,6 +52,8 @@ class PlacementPlan:
     """As there may be."""
     server_labels: Mapping[str, str] = field(default_factory=dict)
     """That nodes of servers have."""
+    is_checked: bool = True
+    """Whether the memory of GPUs was known, where servers take any."""
 
     @property
     def cpus(self) -> float:
@@ -88,24 +93,25 @@ def plan(
     """
     serving, training = config.serving, config.training
     cuts = cut_teachers(config, nodes, descriptions)
-    server = _resources(serving.cpus, serving.gpus)
-    worker = _resources(training.worker_cpus, training.worker_gpus)
-    free = [(node.name, _resources(node.cpus, node.gpus)) for node in nodes]
+    server = amounts(serving.cpus, serving.gpus)
+    worker = amounts(training.worker_cpus, training.worker_gpus)
+    free = [NodeRoom(node) for node in nodes]
     seating = _labelled(config, "serving", nodes, free)
     working = _labelled(config, "training", nodes, free)
     servers = serving.replicas * sum(map(len, cuts.values()))
-    _check_totals(config, server, worker, servers, free)
+    _check_totals(config, server, worker, servers, nodes)
     bundles: list[Resources] = []
     seats: list[Seat] = []
     for teacher, shards in cuts.items():
         for replica in range(serving.replicas):
-            for own, held, node in _placed(config, teacher, shards, server, seating):
-                for shard in held:
-                    stages = shards[shard]
-                    seats.append(Seat(teacher, replica, shard, stages, len(bundles), node))
-                bundles.append(own)
+            for spot in _placed(config, teacher, len(shards), server, seating):
+                for shard in spot.shards:
+                    where = len(bundles), spot.node, spot.device(shard)
+                    seats.append(Seat(teacher, replica, shard, shards[shard], *where))
+                bundles.append(spot.bundle)
     for rank in range(min(training.worker_range)):
-        if _fit(worker, working, spread=False) is None and not serving.wait_for_nodes:
+        fits = any(room.take(worker) is not None for room in working)
+        if not fits and not serving.wait_for_nodes:
             raise InputError(
                 "training.workers",
                 f"no node has {_shown(worker)} left for worker {rank}",
@@ -113,12 +119,13 @@ def plan(
             )
     return PlacementPlan(
         bundles=tuple(bundles),
-        strategy=serving.strategy.upper(),
+        strategy="PACK" if _scattered(seats) else serving.strategy.upper(),
         seats=tuple(seats),
         server=server,
         workers=tuple(worker for _ in range(min(training.worker_range))),
         most_workers=max(training.worker_range),
         server_labels=serving.node_labels,
+        is_checked=not serving.gpus or room_of(config, nodes) is not None,
     )
 
 
@@ -140,40 +147,46 @@ def _labelled(
 
 
 def _placed(
-    config: RunConfig, teacher: str, shards: Sequence[range], server: Resources, free: Free
-) -> list[tuple[Resources, range, str]]:
-    """The bundles of one replica, each with the shards that are in it and a node: one bundle where
-    a node has room for all, for a bundle never spans two; else one for each shard."""
+    config: RunConfig, teacher: str, shards: int, server: Resources, free: Free
+) -> list[Spot]:
+    """The bundles of one replica, in the order of its shards."""
     spread = config.serving.strategy == "spread"
-    together = _times(server, len(shards))
-    node = _fit(together, free, spread=spread)
-    if node is not None:
-        return [(together, range(len(shards)), node)]
-    found = []
-    for shard in range(len(shards)):
-        node = _fit(server, free, spread=spread and not shard)
-        if node is None and not config.serving.wait_for_nodes:
-            raise InputError(
-                "serving",
-                f"no node has {_shown(server)} left for {teacher}",
-                "smaller or fewer servers",
-            )
-        found.append((server, range(shard, shard + 1), node or COMING))
-    return found
+    whole = together(server, shards, sorted(free, key=lambda room: -room.cpus) if spread else free)
+    if whole is not None:
+        return [whole]
+    spots = apart(server, shards, free)
+    placed = sum(len(spot.shards) for spot in spots)
+    if placed < shards and not config.serving.wait_for_nodes:
+        raise InputError(
+            "serving",
+            f"no node has {_shown(server)} left for {teacher}",
+            "smaller or fewer servers",
+        )
+    coming = [Spot(server, range(i, i + 1), COMING, ()) for i in range(placed, shards)]
+    return [*spots, *coming]
+
+
+def _scattered(seats: Sequence[Seat]) -> bool:
+    """Whether a replica has several shards on nodes to come."""
+    coming = Counter((seat.teacher, seat.replica) for seat in seats if seat.node == COMING)
+    return max(coming.values(), default=0) > 1
 
 
 def _check_totals(
-    config: RunConfig, server: Resources, worker: Resources, servers: int, free: Free
+    config: RunConfig,
+    server: Resources,
+    worker: Resources,
+    servers: int,
+    nodes: Sequence[NodeResources],
 ) -> None:
     if config.serving.wait_for_nodes:
         return
-    for kind, keys in (
-        ("GPU", ("serving.gpus", "training.worker_gpus")),
-        ("CPU", ("serving.cpus", "training.worker_cpus")),
+    for kind, keys, there in (
+        ("GPU", ("serving.gpus", "training.worker_gpus"), sum(node.gpus for node in nodes)),
+        ("CPU", ("serving.cpus", "training.worker_cpus"), sum(node.cpus for node in nodes)),
     ):
         serving = server.get(kind, 0) * servers
         training = worker.get(kind, 0) * min(config.training.worker_range)
-        there = sum(resources.get(kind, 0) for _, resources in free)
         if serving + training > there + 1e-9:
             raise InputError(
                 keys[0] if serving >= training else keys[1],
@@ -181,30 +194,6 @@ def _check_totals(
                 f"{there:g}",
                 "ask for less, add nodes, or set serving.wait_for_nodes where the cluster grows",
             )
-
-
-def _fit(wanted: Resources, free: Free, *, spread: bool) -> str | None:
-    """Take the resources from the first node that has them; the emptiest first when spreading."""
-    for name, left in sorted(free, key=lambda node: -node[1]["CPU"]) if spread else free:
-        if all(left.get(kind, 0) >= amount - 1e-9 for kind, amount in wanted.items()):
-            for kind, amount in wanted.items():
-                left[kind] -= amount
-            return name
-    return None
-
-
-def _times(server: Resources, count: int) -> Resources:
-    """Of several servers in one bundle; what does not fit into one GPU takes whole ones, each with
-    as many servers as fit it."""
-    each = server.get("GPU", 0.0)
-    gpus = each * count
-    if gpus > 1:
-        gpus = math.ceil(count / math.floor(1 / each + 1e-9))
-    return _resources(server["CPU"] * count, gpus)
-
-
-def _resources(cpus: float, gpus: float) -> Resources:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _shown(resources: Resources) -> str:

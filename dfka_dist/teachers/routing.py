@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 
 import ray
 from ray.exceptions import GetTimeoutError
 
 from dfka_dist.errors import TeacherUnavailable
+from dfka_dist.teachers.pace import Kind, Pace
 from dfka_dist.teachers.shards import Reference, Shards
 
 
@@ -21,8 +24,7 @@ class Replica:
     def __init__(self, shards: Shards, in_flight: int) -> None:
         self.shards = shards
         self.alive = True
-        self.pace = 0.0
-        """Seconds that it took for the last answer that was received."""
+        self.pace = Pace()
         self._outstanding: dict[Reference, None] = {}
         self._in_flight = in_flight
 
@@ -53,9 +55,9 @@ class Replica:
         """A call went out."""
         self._outstanding[reference] = None
 
-    def received(self, reference: Reference, seconds: float) -> None:
-        """Its answer came, and took so long to compute."""
-        self.pace = seconds
+    def received(self, reference: Reference, kind: Kind, rows: int, seconds: float) -> None:
+        """Its answer about so many rows came, and took so long to compute."""
+        self.pace.heard(kind, rows, seconds)
         self._forget([reference])
 
     def _forget(self, references: Sequence[Reference]) -> None:
@@ -70,6 +72,8 @@ class Routing:
         self._replicas = {
             name: [Replica(shards, in_flight) for shards in own] for name, own in replicas.items()
         }
+        # Clients that begin at the same time begin with different replicas.
+        self._turns = itertools.count(int.from_bytes(os.urandom(2)))
 
     @property
     def shards(self) -> dict[str, list[Shards]]:
@@ -77,21 +81,32 @@ class Routing:
         return {name: [each.shards for each in own] for name, own in self._replicas.items()}
 
     def outstanding(self, teacher: str) -> int:
-        """Calls with any of its replicas."""
-        return sum(len(replica) for replica in self._replicas[teacher])
+        """Calls with any of its replicas that live."""
+        return sum(map(len, self.alive(teacher)))
 
-    def pick(self, teacher: str, kept: Replica | None) -> Replica:
+    def alive(self, teacher: str) -> list[Replica]:
+        """Its replicas that nobody has given up."""
+        return [replica for replica in self._replicas[teacher] if replica.alive]
+
+    def pick(self, teacher: str, kept: Replica | None, kind: Kind) -> Replica:
         """The replica that has the graph, while it lives, else the one with the least to do, of
-        equals the one that was faster: a slow one gets less.
+        equals the one that was faster, or whose turn it is: a slow one gets less.
 
         Raises:
             TeacherUnavailable: none lives.
         """
-        alive = [replica for replica in self._replicas[teacher] if replica.alive]
+        alive = self.alive(teacher)
         if not alive:
             raise TeacherUnavailable(f"teacher {teacher} has no server left")
         if kept in alive:
             return kept
         if len(alive) == 1:
             return alive[0]
-        return min(alive, key=lambda replica: (replica.busy(), replica.pace))
+        busy = [replica.busy() for replica in alive]
+        idlest = [own for own, calls in zip(alive, busy, strict=True) if calls == min(busy)]
+        turn = next(self._turns) % len(idlest)
+        chosen = min(idlest[turn:] + idlest[:turn], key=lambda replica: replica.pace.of(kind))
+        for other in idlest:
+            if other is not chosen:
+                other.pace.passed_over(kind)
+        return chosen

@@ -5,6 +5,7 @@ Every call goes to the replica with the least to do, and is asked again elsewher
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +14,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    RayActorError,
-    RayTaskError,
-)
+from ray.exceptions import GetTimeoutError, ObjectStoreFullError, RayTaskError
 from torch import Tensor
 
 from dfka_dist.config import Precision
@@ -27,11 +22,13 @@ from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.teachers import answers, wire
 from dfka_dist.teachers.interface import InputGradient, Question, TeacherDescription, TeacherOutput
 from dfka_dist.teachers.meters import ClientMeters
+from dfka_dist.teachers.pace import Kind
 from dfka_dist.teachers.routing import Replica, Routing
 from dfka_dist.teachers.server import Call, Reply
 from dfka_dist.teachers.shards import Passed, Reference, Shards
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,7 +48,7 @@ class ServedTeachers:
     Args:
         replicas: per teacher the servers of each replica.
         in_flight: calls that this client may have outstanding with one replica.
-        timeout: seconds after which an answer counts as lost.
+        timeout: seconds after which an answer counts as lost, and its replica as dead.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class ServedTeachers:
         self._meters = ClientMeters()
         self.traffic, self._lock = Traffic(), threading.Lock()
         self._servers = sum(len(shards.handles) for own in replicas.values() for shards in own)
-        self._computed = self.waited = 0.0
+        self._computed, self._waits = 0.0, threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {
@@ -89,6 +86,11 @@ class ServedTeachers:
         return other
 
     @property
+    def waited(self) -> float:
+        """See `Teachers.waited`."""
+        return float(getattr(self._waits, "seconds", 0.0))
+
+    @property
     def worked(self) -> float:
         """See `Teachers.worked`."""
         return self._computed / max(1, self._servers)
@@ -99,26 +101,27 @@ class ServedTeachers:
         return self._descriptions
 
     def forward(self, question: Question) -> _Asked[TeacherOutput]:
-        """See `Teachers.forward`; the inputs are put once, however many teachers read them."""
-        inputs = wire.encode(question.inputs, self._wire)
-        sent = _Sent(_put(inputs), len(question.inputs))
-        self._has_sent(inputs)
+        """See `Teachers.forward`; the inputs are put once, however many teachers read them, and
+        their gates once for forward and pullback."""
+        sent = _Sent(self._put(question.inputs), len(question.inputs))
+        sent.gates = {name: self._put(gate) for name, gate in question.gates.items()}
         if question.wanted.gradient:
             self._sent[question.key] = sent
-        calls = {name: self._call(question, name) for name in question.teachers}
+        calls = {name: self._call(question) for name in question.teachers}
 
         def ask(name: str, shards: Shards) -> list[Reference]:
-            sent.passed[name] = shards.forward(calls[name], sent.inputs)
+            sent.passed[name] = shards.forward(calls[name], *sent.of(name))
             return sent.passed[name].answers
 
-        return self._ask(sent, ask, calls, partial(answers.output, device=question.inputs.device))
+        opened = partial(answers.output, device=question.inputs.device)
+        return self._ask("forward", sent, ask, calls, opened)
 
     def pullback(
         self, question: Question, cotangents: Mapping[str, TeacherOutput]
     ) -> _Asked[InputGradient]:
         """See `Teachers.pullback`; goes where the graph is kept, while that server lives."""
         sent = self._sent.pop(question.key)
-        calls = {name: self._call(question, name) for name in cotangents}
+        calls = {name: self._call(question) for name in cotangents}
         arrays = {name: wire.encode_output(own, self._wire) for name, own in cotangents.items()}
         self._has_sent(*(array for own in arrays.values() for array in own))
 
@@ -126,10 +129,11 @@ class ServedTeachers:
             before = sent.replicas[name].shards
             if shards is not before and len(before.handles) > 1:
                 # What flowed between the shards of a replica may be lost with it.
-                sent.passed[name] = shards.forward(calls[name], sent.inputs)
+                sent.passed[name] = shards.forward(calls[name], *sent.of(name))
             return [shards.pullback(calls[name], sent.passed[name], arrays[name])]
 
-        return self._ask(sent, ask, calls, partial(answers.gradient, device=question.inputs.device))
+        opened = partial(answers.gradient, device=question.inputs.device)
+        return self._ask("pullback", sent, ask, calls, opened)
 
     def drop(self, question: Question) -> None:
         """See `Teachers.drop`."""
@@ -143,37 +147,39 @@ class ServedTeachers:
         def ask(_: str, shards: Shards) -> list[Reference]:
             return shards.tail(depth)
 
-        return self._ask(_Sent(None), ask, [teacher], answers.state).result()[teacher]
+        return self._ask("tail", _Sent(None), ask, [teacher], answers.state).result()[teacher]
 
-    def _call(self, question: Question, name: str) -> Call:
-        gate = question.gates.get(name)
-        encoded = None if gate is None else wire.encode(gate, self._wire)
-        self._has_sent(encoded, calls=1)
+    def _call(self, question: Question) -> Call:
+        self._has_sent(calls=1)
         return Call(
             question.key,
             question.depth,
             question.wanted,
             question.precision,
-            encoded,
             self._wire,
             time.time(),
         )
 
+    def _put(self, tensor: Tensor) -> Reference:
+        array = wire.encode(tensor, self._wire)
+        self._has_sent(array)
+        return _put(array)
+
     def _ask(
         self,
+        kind: Kind,
         sent: _Sent,
         ask: Callable[[str, Shards], list[Reference]],
         names: Iterable[str],
         opened: Callable[[list[Any]], Answer],
     ) -> _Asked[Answer]:
-        asked = _Asked(self, sent, ask, opened)
+        asked = _Asked(self, kind, sent, ask, opened)
         for name in names:
             asked.send(name)
         return asked
 
     def _has_waited(self, seconds: float) -> None:
-        with self._lock:
-            self.waited += seconds
+        self._waits.seconds = self.waited + seconds
         self._meters.waited(seconds)
 
     def _has_sent(self, *arrays: wire.Array | None, calls: int = 0) -> None:
@@ -193,12 +199,17 @@ class ServedTeachers:
 
 
 class _Sent:
-    """Where a question's inputs lie and who was asked."""
+    """Where a question's inputs and gates lie, and who was asked."""
 
     def __init__(self, inputs: Any, rows: int = 0) -> None:
         self.inputs, self.rows = inputs, rows
+        self.gates: dict[str, Reference] = {}
         self.replicas: dict[str, Replica] = {}
         self.passed: dict[str, Passed] = {}
+
+    def of(self, name: str) -> tuple[Reference, ...]:
+        """What goes to a teacher: the inputs, and its gate if it has one."""
+        return (self.inputs, self.gates[name]) if name in self.gates else (self.inputs,)
 
 
 class _Asked(Generic[Answer]):
@@ -207,33 +218,44 @@ class _Asked(Generic[Answer]):
     def __init__(
         self,
         client: ServedTeachers,
+        kind: Kind,
         sent: _Sent,
         ask: Callable[[str, Shards], list[Reference]],
         opened: Callable[[list[Any]], Answer],
     ) -> None:
-        self._client, self._sent, self._ask, self._opened = client, sent, ask, opened
+        self._client, self._kind, self._sent = client, kind, sent
+        self._ask, self._opened = ask, opened
         self._references: dict[str, list[Reference]] = {}
 
     def send(self, name: str) -> None:
-        replica = self._client._routing.pick(name, self._sent.replicas.get(name))
-        began = time.monotonic()
-        try:
-            replica.admit(self._client._timeout)
-        except GetTimeoutError:
-            raise self._late(name) from None
-        finally:
-            self._client._has_waited(time.monotonic() - began)
+        replica = self._admitted(name)
         references = self._ask(name, replica.shards)
         replica.sent(references[-1])
         self._sent.replicas[name] = replica
         self._references[name] = references
         self._client._count(name)
 
+    def _admitted(self, name: str) -> Replica:
+        """The replica that is asked, as soon as it may be."""
+        began = time.monotonic()
+        try:
+            while True:
+                kept = self._sent.replicas.get(name)
+                replica = self._client._routing.pick(name, kept, self._kind)
+                try:
+                    replica.admit(self._client._timeout)
+                except GetTimeoutError:
+                    self._give_up(name, replica)
+                else:
+                    return replica
+        finally:
+            self._client._has_waited(time.monotonic() - began)
+
     def result(self) -> dict[str, Answer]:
         """Per teacher, in the order asked.
 
         Raises:
-            TeacherUnavailable: a teacher has no replica left, or did not answer in time.
+            TeacherUnavailable: a teacher has no replica left, or the last did not answer in time.
             RunFailed: a teacher's own code failed.
         """
         began = time.monotonic()
@@ -246,19 +268,34 @@ class _Asked(Generic[Answer]):
         while True:
             references, replica = self._references[name], self._sent.replicas[name]
             try:
-                said = ray.get(references, timeout=self._client._timeout)
+                # Of one that was given up meanwhile only what is there already.
+                said = ray.get(references, timeout=self._client._timeout if replica.alive else 0)
             except GetTimeoutError:
-                raise self._late(name) from None
-            except (RayActorError, ObjectLostError, RayTaskError) as error:
+                self._give_up(name, replica)
+                self.send(name)
+                continue
+            except (*answers.GONE, RayTaskError) as error:
                 if not answers.is_gone(error):
                     raise RunFailed(answers.failure(name, self._sent.rows, error)) from error
                 replica.alive = False
                 self.send(name)
                 continue
-            replica.received(references[-1], said[-1].seconds)
+            replica.received(references[-1], self._kind, self._sent.rows, said[-1].seconds)
             self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])
+
+    def _give_up(self, name: str, replica: Replica) -> None:
+        """Ask a replica that does not answer no more.
+
+        Raises:
+            TeacherUnavailable: it is the last one.
+        """
+        if self._client._routing.alive(name) == [replica]:
+            raise self._late(name) from None
+        if replica.alive:
+            log.warning("%s; another of its servers is asked", self._late(name))
+        replica.alive = False
 
     def _late(self, name: str) -> TeacherUnavailable:
         waited = self._client._timeout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from dfka_dist.models.sources import Weights
 from dfka_dist.teachers import wire
 from dfka_dist.teachers.interface import TeacherDescription, Wanted
 from dfka_dist.teachers.local import RememberingTeacher
-from dfka_dist.teachers.meters import ServerMeters
+from dfka_dist.teachers.meters import ServerMeters, Watch
 from dfka_dist.teachers.teacher import Teacher
 
 
@@ -28,7 +30,6 @@ class Call:
     depth: int
     wanted: Wanted
     precision: Precision
-    gate: wire.Array | None
     answer_precision: Precision
     """On the way back."""
     asked_at: float
@@ -40,7 +41,7 @@ class Reply(NamedTuple):
 
     arrays: Any
     seconds: float
-    """That it took, in all shards that were asked."""
+    """That the network computed, in all shards that were asked."""
 
 
 class WeightStore:
@@ -95,23 +96,24 @@ class TeacherServer:
         """What the teacher is; answered when it is loaded."""
         return self._teacher.teacher.description
 
-    def forward(self, call: Call, inputs: list[Any], feature: wire.Array | None) -> Any:
+    def forward(self, call: Call, inputs: wire.Array, gate: wire.Array | None = None) -> Any:
         """Answer a call: a reply, and where others stand behind, the feature for the next.
 
         Args:
-            inputs: one object reference, in a list so that Ray hands it over unopened; none in a
-                shard that others stand in front of.
-            feature: what comes from the shard in front.
+            inputs: the question's, or what comes from the shard in front; Ray fetches them before
+                the call begins, while others are computed.
+            gate: on what comes from the trainer.
         """
-        with self._meters.call("forward", call.asked_at if feature is None else None) as watch:
-            array = ray.get(inputs[0]) if feature is None else feature
-            given = self._opened(array, call)
-            output = self._teacher.forward(call.key, given, **self._asked(call))
+        asked_at = call.asked_at if call.depth >= self._begin else None
+        with self._meters.call("forward", asked_at) as watch:
+            given, own = self._given(inputs, call), self._gate(gate)
+            with self._computing(watch):
+                output = self._teacher.forward(call.key, given, gate=own, **self._asked(call))
             arrays = wire.encode_output(output, call.answer_precision)
             passed = None
             if output.feature is not None:
                 passed = wire.encode_feature(output.feature)
-            watch.bytes_in = array.nbytes
+            watch.bytes_in = wire.nbytes(inputs, gate)
             watch.bytes_out = wire.nbytes(*arrays, passed)
         self._meters.graphs(self._teacher.kept_bytes)
         reply = Reply(arrays, watch.seconds)
@@ -120,14 +122,15 @@ class TeacherServer:
     def pullback(
         self,
         call: Call,
-        inputs: list[Any],
+        inputs: Sequence[Any],
         cotangents: tuple[wire.Array | None, ...],
         behind: Reply | None,
     ) -> Reply:
         """Gradients of a call's inputs; those are fetched only if the graph is gone.
 
         Args:
-            inputs: one object reference: images, or a feature of the trainer's or of a shard's.
+            inputs: object references, in a list so that Ray hands them over unopened: of images, or
+                of a feature of the trainer's or of a shard's; and of a gate on it, if there is one.
             behind: what the next shard's pullback gave.
         """
         before = self._teacher.recomputed
@@ -135,9 +138,10 @@ class TeacherServer:
             own = wire.decode_output(cotangents, self._device)
             if behind is not None:
                 own = replace(own, feature=self._opened(behind.arrays[0], call))
-            gradient = self._teacher.pullback(
-                call.key, lambda: self._opened(ray.get(inputs[0]), call), own, **self._asked(call)
-            )
+            with self._computing(watch):
+                gradient = self._teacher.pullback(
+                    call.key, lambda: self._fetched(inputs, call, watch), own, **self._asked(call)
+                )
             if call.depth >= self._begin:
                 arrays = wire.encode_gradient(gradient, call.answer_precision)
             else:
@@ -169,12 +173,32 @@ class TeacherServer:
         return self._teacher.recomputed
 
     def _asked(self, call: Call) -> dict[str, Any]:
-        """The same of this shard: a gate is where the question comes in."""
-        own = call.depth >= self._begin
-        gate = wire.decode(call.gate, self._device) if own and call.gate is not None else None
+        """The same of this shard."""
         depth = max(call.depth, self._begin)
-        return {"depth": depth, "gate": gate, "wanted": call.wanted, "precision": call.precision}
+        return {"depth": depth, "wanted": call.wanted, "precision": call.precision}
 
-    def _opened(self, feature: wire.Array, call: Call) -> torch.Tensor:
+    @contextmanager
+    def _computing(self, watch: Watch) -> Iterator[None]:
+        """Until a GPU is done too: what is asked for next waits for it anyhow."""
+        with watch.computing():
+            yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+    def _fetched(
+        self, references: Sequence[Any], call: Call, watch: Watch
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with watch.fetching():
+            inputs, *gates = ray.get(list(references))
+            return self._given(inputs, call), self._gate(*gates)
+
+    def _gate(self, gate: wire.Array | None = None) -> torch.Tensor | None:
+        return None if gate is None else wire.decode(gate, self._device)
+
+    def _given(self, inputs: wire.Array, call: Call) -> torch.Tensor:
+        """A network may write into a feature, but not into images: preprocessing makes others."""
+        return self._opened(inputs, call, read=self._begin == call.depth == 0)
+
+    def _opened(self, feature: wire.Array, call: Call, *, read: bool = False) -> torch.Tensor:
         narrow = call.precision == "bf16" and call.depth < self._begin
-        return wire.decode(feature, self._device, narrow=narrow)
+        return wire.decode(feature, self._device, narrow=narrow, read=read)

@@ -1,9 +1,9 @@
 """One replica of a teacher: a server, or several that hold its blocks one after another.
 
 Behind each other they pass features on, and gradients back, as object references: what flows
-between two shards never comes to whoever asked. A reference is an argument of its own, not in a
-list, so that Ray lets other callers' questions go before one whose feature is not there yet: two
-clients cannot wait for each other crosswise.
+between two shards never comes to whoever asked. What a forward needs is an argument of its own, not
+in a list: Ray fetches it while the server computes for others, and lets other callers' questions go
+before one whose feature is not there yet, so that two clients cannot wait for each other crosswise.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Passed:
 
     answers: list[Reference]
     """Of every shard that was asked; the last has logits and embedding, each its own sums."""
-    inputs: list[Reference]
-    """What went into each of them."""
+    inputs: list[tuple[Reference, ...]]
+    """What went into each of them: images or a feature, and a gate if there is one."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,17 @@ class Shards:
         entered = max(i for i, begin in enumerate(self.begins) if begin <= depth)
         return self.handles[entered:]
 
-    def forward(self, call: Call, inputs: Reference) -> Passed:
-        """Ask a question; the inputs are fetched by the first who is asked."""
+    def forward(self, call: Call, *inputs: Reference) -> Passed:
+        """Ask a question; inputs, and their gate if there is one, come to the first who is
+        asked."""
         *inner, last = self.asked(call.depth)
-        passed, feature = Passed([], [inputs]), None
+        passed = Passed([], [inputs])
         for server in inner:
-            answer, feature = server.forward.options(num_returns=2).remote(
-                call, [inputs] if feature is None else [], feature
-            )
+            two = server.forward.options(num_returns=2)
+            answer, feature = two.remote(call, *passed.inputs[-1])
             passed.answers.append(answer)
-            passed.inputs.append(feature)
-        passed.answers.append(
-            last.forward.remote(call, [inputs] if feature is None else [], feature)
-        )
+            passed.inputs.append((feature,))
+        passed.answers.append(last.forward.remote(call, *passed.inputs[-1]))
         return passed
 
     def pullback(
@@ -67,10 +65,10 @@ class Shards:
     ) -> Reference:
         """Carry cotangents back through the same shards, the last first."""
         *inner, last = self.asked(call.depth)
-        gradient = last.pullback.remote(call, [passed.inputs[-1]], tuple(cotangents), None)
+        gradient = last.pullback.remote(call, list(passed.inputs[-1]), tuple(cotangents), None)
         for server, inputs in zip(reversed(inner), reversed(passed.inputs[:-1]), strict=True):
             sums = (None, None, *cotangents[2:])
-            gradient = server.pullback.remote(call, [inputs], sums, gradient)
+            gradient = server.pullback.remote(call, list(inputs), sums, gradient)
         return gradient
 
     def drop(self, key: str) -> None:

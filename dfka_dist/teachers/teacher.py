@@ -50,6 +50,7 @@ class Teacher:
         self._inputs: dict[str, Tensor] = {}
         self._listening = False
         self._stages = range(len(self.chain.stages))
+        self._compiled = False
         for path in [
             *[layer.path for layer, _ in self._parts],
             *([self._embedding] if self._embedding else []),
@@ -74,6 +75,7 @@ class Teacher:
         """Have `torch.compile` make every stage that is held, at its first call; in place."""
         for index in self._stages:
             self.chain.stages[index].compile()
+        self._compiled = True
         return self
 
     def forward(
@@ -97,7 +99,7 @@ class Teacher:
         try:
             with torch.autocast(value.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 last = self.chain(channels_last(value), depth, self._stages.stop)
-            sums = self._sums(depth) if wanted.sums else None
+            sums = self._sums() if wanted.sums else None
             if self._stages.stop <= self.chain.depth:
                 return TeacherOutput(None, None, sums, last)
             heard = self._embedding if wanted.embedding else None
@@ -113,8 +115,8 @@ class Teacher:
 
         return hook
 
-    def _sums(self, depth: int) -> BatchNormSums:
-        """Differentiable sums of the layers that ran; zero for those in front of `depth`."""
+    def _sums(self) -> BatchNormSums:
+        """Differentiable sums of the layers that ran; zero for all others."""
         counts, firsts, seconds = [], [], []
         for layer, mean in self._parts:
             value = self._inputs.get(layer.path)
@@ -159,6 +161,7 @@ class Teacher:
         variances = [
             cast(Tensor, network.get_submodule(layer.path).running_var) for layer, _ in self._parts
         ]
+        graph_bytes, sums_bytes = self._graph_bytes(images)
         return TeacherDescription(
             spec=spec,
             shapes=cast(tuple[Shape, ...], tuple(shapes)),
@@ -171,7 +174,8 @@ class Teacher:
                 for depth in range(len(shapes))
             ),
             stage_bytes=tuple(map(_held_bytes, self.chain.stages)),
-            graph_bytes=self._graph_bytes(images),
+            graph_bytes=graph_bytes,
+            sums_bytes=sums_bytes,
             sha256=self.sha256,
         )
 
@@ -180,15 +184,29 @@ class Teacher:
         """Addresses of parameters and buffers, which a graph saves and does not keep by itself."""
         return _storages(self.chain)
 
-    def _graph_bytes(self, image: Tensor) -> tuple[int, ...]:
-        """What each stage saves of one image for a pullback, its own parameters left out."""
-        value, found = self.preprocessing(image).to(_dtype(self.chain)), []
+    @property
+    def is_static(self) -> bool:
+        """Whether questions of the same kind and shape save as much for their pullbacks: what was
+        exported does; Python within a network may choose, and a compiler may have chosen."""
+        return self.chain.is_exported and not self._compiled
+
+    def _graph_bytes(self, image: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What each stage saves of one image for a pullback, its own parameters left out, and what
+        statistics save besides."""
+        value = self.preprocessing(image).to(_dtype(self.chain))
+        plain, besides = [], []
         for stage in self.chain.stages:
             own = _storages(stage)
+            self._inputs, self._listening = {}, True
             with weighing() as saved:
                 value = stage(value.detach().requires_grad_())
-            found.append(sum(size for place, size in saved.items() if place not in own))
-        return tuple(found)
+                plain.append(sum(size for place, size in saved.items() if place not in own))
+                kept = self._sums()
+            together = sum(size for place, size in saved.items() if place not in own)
+            besides.append(together - plain[-1])
+            del kept  # until here, so that no address was taken twice
+        self._inputs, self._listening = {}, False
+        return tuple(plain), tuple(besides)
 
 
 @contextmanager

@@ -29,17 +29,34 @@ def encode(tensor: Tensor, precision: Precision = "fp32") -> Array:
     return tensor.numpy()
 
 
-def decode(array: Array, device: torch.device | None = None, *, narrow: bool = False) -> Tensor:
-    """A tensor of its own: arrays from the object store are read-only and shared.
+def decode(
+    array: Array,
+    device: torch.device | None = None,
+    *,
+    narrow: bool = False,
+    read: bool = False,
+) -> Tensor:
+    """A tensor of an array, which may be read-only and shared, as those from the object store are.
 
     Args:
         narrow: leave bf16 as it is; otherwise it becomes fp32.
+        read: it is only read, never written to, and so may be the array's own memory.
     """
-    tensor = torch.from_numpy(np.array(array))
+    tensor = torch.from_numpy(np.asarray(_Seen(array)))
     if tensor.dtype == torch.uint16:
         tensor = tensor.view(torch.bfloat16)
         tensor = tensor if narrow else tensor.float()
-    return tensor if device is None else tensor.to(device)
+    tensor = tensor if device is None else tensor.to(device)
+    return tensor if read or tensor.data_ptr() != array.ctypes.data else tensor.clone()
+
+
+class _Seen:
+    """An array without word of its being read-only: torch warns of such arrays, and has no tensors
+    that cannot be written to."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 
 
 def encode_feature(tensor: Tensor) -> Array:
@@ -89,7 +106,8 @@ def encode_gradient(
 def decode_gradient(
     arrays: tuple[Array | None, ...], device: torch.device | None = None
 ) -> InputGradient:
-    """The inverse of `encode_gradient`."""
+    """The inverse of `encode_gradient`; the gradient of the inputs may only be read."""
     inputs, gate = arrays
     assert inputs is not None
-    return InputGradient(decode(inputs, device), None if gate is None else decode(gate, device))
+    read = decode(inputs, device, read=True)
+    return InputGradient(read, None if gate is None else decode(gate, device))

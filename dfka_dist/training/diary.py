@@ -29,6 +29,7 @@ class Diary:
         self._began = time.monotonic()
         self._name, self._step, self._earlier = "", 0, 0.0
         self._records: list[Record] = []
+        self._before = self._began, teachers.waited, teachers.worked
 
     @property
     def is_heard(self) -> bool:
@@ -42,8 +43,8 @@ class Diary:
         if name != self._name:
             self._step, self._earlier = 0, 0.0
         self._name, self._steps = name, steps
-        self._phase_began, self._waited = time.monotonic(), self._teachers.waited
-        self._worked = self._teachers.worked
+        self._phase_began = time.monotonic()
+        self._waits_until(self._phase_began)
         yield self._step
         seconds = round(self._phase_seconds, 3)
         self.phases.append({"name": name, "steps": steps, "seconds": seconds})
@@ -90,13 +91,7 @@ class Diary:
         if self._report is None or not due:
             return
         now = time.monotonic()
-        elapsed = now - self._phase_began
-        waited = (self._teachers.waited - self._waited) / elapsed
         pace = step * self._training.batch_size / self._phase_seconds
-        waits = {"teachers": round(waited, 4)}
-        if self._worked is not None and self._teachers.worked is not None:
-            worked = (self._teachers.worked - self._worked) / elapsed
-            waits["trainer"] = round(max(0.0, 1 - worked), 4)
         self._write(
             {
                 "phase": self._name,
@@ -110,9 +105,20 @@ class Diary:
                     for name, value in report.terms.items()
                 },
                 "images_per_second": round(pace, 1),
-                "waits": waits,
+                "waits": self._waits_until(now),
             }
         )
+
+    def _waits_until(self, now: float) -> dict[str, float]:
+        """Shares of the time since the last record in which this thread stood still for the
+        teachers, and they for the trainer."""
+        waited, worked = self._teachers.waited, self._teachers.worked
+        before, self._before = self._before, (now, waited, worked)
+        elapsed = now - before[0]
+        waits = {"teachers": round((waited - before[1]) / elapsed, 4)}
+        if worked is not None and before[2] is not None:
+            waits["trainer"] = round(max(0.0, 1 - (worked - before[2]) / elapsed), 4)
+        return waits
 
     def judge(self, agreement: float) -> None:
         """What the dual generator is worth after this step, on a probe set that is given."""

@@ -70,8 +70,10 @@ class Lesson:
         term: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """A term over the images that concern a teacher; nothing where none does, which happens
-        where images are not drawn in equal parts by home."""
-        own = said[name]
+        where images are not drawn in equal parts by home, nor of a teacher that was not asked."""
+        own = said.get(name)
+        if own is None:
+            return self._truth[name].new_zeros(())
         return term(own, self._truth[name]) if len(own) else own.sum()
 
     def _block(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -132,6 +134,8 @@ class BlockDual:
         assert isinstance(engine.network, DualBlock)
         self.engine, self._block = engine, engine.network
         self.entries, self._panel, self._weights = entries, panel, weights
+        counting = {name: depth for name, depth in entries.items() if weights.lambda_of(name)}
+        self._asked = counting or dict(entries)  # without any there would be nothing to carry back
 
     def learn(self, batch: Labelled, link: Tensor | None, rate: float) -> LossReport:
         """Step the block towards the teachers' answers to a batch, by both streams (eq. 16).
@@ -165,12 +169,14 @@ class BlockDual:
         ]
         for stream, each, pending in back:
             collected.add_feature(stream, each, pending.result())
+        for stream in streams:
+            collected.add_nothing(stream, stream.gates.keys() - self._asked.keys())
         self.engine.step(*collected.pairs(), rate)
         return report
 
     def _ask(self, stream: Filtered, batch: Labelled) -> list[Asked]:
         wanted = Wanted(gradient=True)
-        return self._panel.about_features(stream, batch.homes, self.entries, wanted)
+        return self._panel.about_features(stream, batch.homes, self._asked, wanted)
 
 
 def block_losses(

@@ -121,14 +121,15 @@ class Panel:
         """Ask the teachers' tails about a feature (eq. 12), which travels once if it can.
 
         Args:
-            entries: the depth at which each teacher goes on.
+            entries: the depth at which each teacher goes on; those without one are not asked.
         """
 
         def kind(name: str) -> tuple[str, int]:
             return (name if name in filtered.adapted else "", entries[name])
 
         asked = []
-        for _, alike in groupby(sorted(filtered.gates, key=kind), key=kind):
+        those = [name for name in filtered.gates if name in entries]
+        for _, alike in groupby(sorted(those, key=kind), key=kind):
             for names, rows in self._concerned(list(alike), homes):
                 question = Question(
                     taken(filtered.form(names[0]).detach(), rows),
@@ -197,6 +198,12 @@ class Cotangents:
             self.add(filtered.form(name), gradient.inputs, asked.rows)
             assert gradient.gate is not None
             self.add(filtered.gates[name], gradient.gate, asked.rows)
+
+    def add_nothing(self, filtered: Filtered, names: Iterable[str]) -> None:
+        """Zeros for the form and gates of teachers that were not asked."""
+        for name in names:
+            for output in (filtered.form(name), filtered.gates[name]):
+                self._sums.setdefault(id(output), (output, torch.zeros_like(output)))
 
     def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs, and their gradients."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from dfka_dist.config import LossWeights, RunConfig, TeacherSpec
 from dfka_dist.models.dual import DualBlock
 from dfka_dist.models.preprocessing import Preprocessing
 from dfka_dist.models.target import trunk, trunk_shapes
-from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.interface import Question, TeacherOutput
+from dfka_dist.teachers.local import LocalTeachers, Ready
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.blocks import generator_depth, link_into
 from dfka_dist.training.dual import BlockDual, block_losses
@@ -91,6 +92,83 @@ def test_the_first_block_goes_as_far_as_two_equal_streams_would_take_it(
     """Eq. 15 and 16: both inputs are the image, so it is 1 + lambda_2 times one stream."""
     alone, both = (way(workshop, labelled, link) for link in (None, labelled.images))
     assert (both - (1 + LINK) * alone).norm() / both.norm() <= 1e-5
+
+
+class Listed(LocalTeachers):
+    """Teachers that know who was asked."""
+
+    asked: list[str]
+
+    def forward(self, question: Question) -> Ready[dict[str, TeacherOutput]]:
+        self.asked += question.teachers
+        return super().forward(question)
+
+
+@pytest.mark.parametrize(("silent", "expected"), [(True, ["one"] * 2), (False, ["one", "two"] * 2)])
+def test_a_teacher_that_counts_nothing_is_not_asked_about_a_block(
+    pair: Pair, silent: bool, expected: list[str]
+) -> None:
+    lesson(pair, silent=silent)
+    assert sorted(pair.teachers.asked) == sorted(expected)
+
+
+def test_a_block_learns_the_same_without_asking_who_counts_nothing(pair: Pair) -> None:
+    """Bit for bit, loss and step."""
+    (loss, after), (expected, there) = (lesson(pair, silent=silent) for silent in (True, False))
+    assert loss == expected and torch.equal(after, there)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two teachers behind blocks of one run, and what they said."""
+
+    workshop: Workshop
+    teachers: Listed
+    labelled: Labelled
+
+
+@pytest.fixture(scope="module")
+def pair(
+    make_teacher: Callable[..., TeacherSpec],
+    make_config: Callable[..., RunConfig],
+    load_teacher: Callable[[TeacherSpec], Teacher],
+    process_group: None,
+) -> Pair:
+    specs = [make_teacher("one", "abc"), make_teacher("two", "cd", widths=(5, 6, 7))]
+    config = make_config(
+        specs,
+        target={"arguments": {"widths": [4, 6, 8]}},
+        generator={"latent": 6},
+        training={"batch_size": BATCH, "precision": "fp32", "memory_megabytes": 1},
+    )
+    teachers = Listed({spec.name: load_teacher(spec) for spec in specs})
+    teachers.asked = []
+    workshop = Workshop(config, teachers, [].append, torch.device("cpu"))
+    images = torch.rand(BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Pair(workshop, teachers, workshop.panel.labelled(images, workshop.panel.homes).result())
+
+
+def lesson(pair: Pair, *, silent: bool) -> tuple[float, Tensor]:
+    """Loss of a step of the first block, and its parameters then; `two` has lambda 0.
+
+    Args:
+        silent: as it is; otherwise it is asked all the same.
+    """
+    block = first_block(pair.workshop)
+    engine = Engine(
+        block, micro_batch=BATCH, zero_stage=1, precision="fp32", rate=1.0, optimizer="sgd"
+    )
+    entries, weights = {"one": 1, "two": 1}, LossWeights(distill={"two": 0.0})
+    dual = BlockDual(engine=engine, panel=pair.workshop.panel, entries=entries, weights=weights)
+    if not silent:
+        dual._asked = entries
+    pair.teachers.asked.clear()
+    with pair.workshop.seeded(0):
+        link = torch.rand_like(pair.labelled.images)
+    report = dual.learn(pair.labelled, link, 1.0)
+    after = flat(block)
+    engine.destroy()
+    return report.total.item(), after
 
 
 @pytest.mark.parametrize(

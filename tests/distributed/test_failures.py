@@ -15,13 +15,21 @@ from ray._private import state as ray_state
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.errors import RunFailed, TeacherUnavailable
 from dfka_dist.models.sources import read_all_weights
-from dfka_dist.teachers.interface import InputGradient
+from dfka_dist.teachers.interface import InputGradient, Question
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.pool import TeacherPool
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.shards import Handle, Shards
-from distributed.asking import answered, error, gradient_is_right, parts, pulled_back, question
+from distributed.asking import (
+    answered,
+    cotangents,
+    error,
+    gradient_is_right,
+    parts,
+    pulled_back,
+    question,
+)
 from distributed.conftest import MakePool, Nodes
 from distributed.custom_teachers import SECONDS, SLOW
 
@@ -82,6 +90,11 @@ def take(herd: TeacherPool) -> Take:
     return take
 
 
+def asked_of(client: ServedTeachers, asked: Question) -> Handle:
+    """The server that has the graph."""
+    return client._sent[asked.key].replicas["first"].shards.handles[0]
+
+
 def kill(server: Handle) -> None:
     """Its process, as the kernel would do it."""
     os.kill(ray.get(server.pid.remote()), signal.SIGKILL)
@@ -140,10 +153,36 @@ def test_questions_go_to_another_replica_when_one_is_gone_for_good(
 def test_a_pullback_goes_to_another_replica_when_its_own_is_gone_for_good(
     take: Take, local: LocalTeachers
 ) -> None:
-    client, servers = take(2)  # of two that have nothing to do the first is asked
+    client, _ = take(2)
     asked = question(local, "first", 1)
-    got = pulled_back(client, asked, between=lambda: ray.kill(servers[0], no_restart=True))
+    got = pulled_back(
+        client, asked, between=lambda: ray.kill(asked_of(client, asked), no_restart=True)
+    )
     assert error(got.inputs, pulled_back(local, asked).inputs) <= TOLERANCE
+
+
+def test_what_a_replica_that_hangs_does_not_answer_is_asked_of_another(
+    specs: dict[str, TeacherSpec], make_pool: MakePool, local: LocalTeachers
+) -> None:
+    """All that is out with it, after one wait; and it is asked no more."""
+    asked, others = question(local, "first", 0), [question(local, "first", 1) for _ in range(3)]
+    expected = [pulled_back(local, each).inputs for each in (asked, others[0])]
+    with make_pool([specs["first"]], replicas=2, timeout=5.0) as pool:
+        client = pool.teachers
+        answer = {"first": cotangents(answered(client, asked))}
+        pid = ray.get(asked_of(client, asked).pid.remote())
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            out = [client.forward(each) for each in others]
+            got = client.pullback(asked, answer).result()["first"].inputs
+            answers = [each.result()["first"] for each in out]
+            back = client.pullback(others[0], {"first": cotangents(answers[0])}).result()["first"]
+            waited = time.monotonic() - began
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert max(map(error, (got, back.inputs), expected)) <= TOLERANCE
+    assert 5 <= waited < 10
 
 
 def test_what_the_living_have_computed_is_told_although_one_is_dead(

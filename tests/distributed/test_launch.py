@@ -119,13 +119,47 @@ def test_nothing_that_was_started_for_a_run_is_left_in_the_cluster(launched: Lau
     assert launched.left == set()
 
 
+@pytest.fixture(scope="module")
+def by_local(
+    tiny: Tiny,
+    two: list[TeacherSpec],
+    load_teacher: Callable[[TeacherSpec], Teacher],
+    process_group: None,
+) -> Tensor:
+    """The network that teachers in this process make."""
+    teachers = LocalTeachers({spec.name: load_teacher(spec) for spec in two})
+    return flat(Amalgamator(tiny(), teachers, [].append).run().state)
+
+
 def test_served_teachers_make_the_network_that_local_ones_make(
-    one_worker: Launched, load_teacher: Callable[[TeacherSpec], Teacher]
+    one_worker: Launched, by_local: Tensor
 ) -> None:
-    teachers = LocalTeachers({s.name: load_teacher(s) for s in one_worker.config.teachers})
-    local = Amalgamator(one_worker.config, teachers, [].append).run()
-    expected = flat(local.state)
-    torch.testing.assert_close(flat(one_worker.outcome.state), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(flat(one_worker.outcome.state), by_local, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("serving", "training", "least", "most"),
+    [
+        pytest.param({"shards": 2}, {}, 0.0, 1e-5, id="shards"),
+        pytest.param({"replicas": 2}, {}, 0.0, 1e-5, id="replicas"),
+        pytest.param({}, {"micro_batch": 3}, 0.0, 1e-5, id="micro_batch"),
+        pytest.param({"wire": "bf16"}, {}, 1e-6, 2e-3, id="bf16"),
+    ],
+)
+def test_teachers_served_in_any_way_make_the_network_that_local_ones_make(
+    two: list[TeacherSpec],
+    make_pool: MakePool,
+    tiny: Tiny,
+    by_local: Tensor,
+    serving: dict[str, Any],
+    training: dict[str, Any],
+    least: float,
+    most: float,
+) -> None:
+    """By the length of the difference against that of the network; a wire of 16 bits rounds."""
+    with make_pool(two, **serving) as pool:
+        state = Amalgamator(tiny(**training), pool.teachers, [].append).run().state
+    assert least <= (flat(state) - by_local).norm() / by_local.norm() <= most
 
 
 @pytest.fixture

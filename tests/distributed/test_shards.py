@@ -188,14 +188,15 @@ def test_a_replica_that_lost_a_shard_for_good_is_not_asked_again(
     """Its questions go to the other, and those without a place are refused by name."""
     asked = question(local, "first", 0)
     expected = pulled_back(local, asked).inputs
-    first, second = pair.replicas["first"]
 
     def lose() -> None:
-        ray.kill(first.handles[shard], no_restart=True)
+        replica = pair.teachers._sent[asked.key].replicas["first"].shards
+        ray.kill(replica.handles[shard], no_restart=True)
 
     assert error(pulled_back(pair.teachers, asked, between=lose).inputs, expected) <= TOLERANCE
     assert error(pulled_back(pair.teachers, asked).inputs, expected) <= TOLERANCE
-    ray.kill(second.handles[shard], no_restart=True)
+    for replica in pair.replicas["first"]:
+        ray.kill(replica.handles[shard], no_restart=True)
     with pytest.raises(TeacherUnavailable, match="teacher first has no server left"):
         ask_plainly(pair.teachers, asked)
 

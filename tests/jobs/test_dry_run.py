@@ -55,6 +55,17 @@ def test_it_warns_where_the_memory_does_not_hold_the_whole_way(call: Call, confi
     assert " of 1000000 steps fit" in many
 
 
+@pytest.mark.parametrize(("memory", "warned"), [("", True), (", gpu_gigabytes: 24", False)])
+def test_it_warns_where_the_memory_of_no_gpu_is_known(
+    call: Call, config: Path, tmp_path: Path, memory: str, warned: bool
+) -> None:
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text(f"- {{name: large, cpus: 8, gpus: 2{memory}}}\n")
+    given = ["--config", config, "--dry-run", "--nodes", nodes, "--set", "serving.gpus=0.5"]
+    said = call("amalgamate", *given).err
+    assert said.startswith("warning: serving.gpu_gigabytes: ") if warned else said == ""
+
+
 def test_it_plans_for_other_nodes(call: Call, config: Path, tmp_path: Path) -> None:
     nodes = tmp_path / "nodes.yaml"
     nodes.write_text("- {name: small, cpus: 0.6}\n- {name: large, cpus: 8, gpus: 1}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.loading import parse
-from dfka_dist.teachers.cutting import CONTEXT, GIB, Needs, balanced, cut_teachers
+from dfka_dist.teachers.cutting import CONTEXT, GIB, Needs, balanced, cut_teachers, needs_of
 from dfka_dist.teachers.interface import TeacherDescription
 from dfka_dist.teachers.nodes import NodeResources
 from dfka_dist.teachers.placement import PlacementPlan, plan
@@ -22,7 +23,9 @@ from dfka_dist.teachers.placement import PlacementPlan, plan
 sizes = st.lists(st.integers(0, 10**9), min_size=1, max_size=7)
 
 
-def described(config: RunConfig, fixed: Sequence[int], graph: Sequence[int]) -> Any:
+def described(
+    config: RunConfig, fixed: Sequence[int], graph: Sequence[int], sums: Sequence[int] = ()
+) -> Any:
     """All teachers of a configuration, each with parts of these bytes."""
     return {
         spec.name: TeacherDescription(
@@ -35,6 +38,7 @@ def described(config: RunConfig, fixed: Sequence[int], graph: Sequence[int]) -> 
             tail_parameters=(0,) * len(fixed),
             stage_bytes=tuple(fixed),
             graph_bytes=tuple(graph),
+            sums_bytes=tuple(sums) or (0,) * len(fixed),
             sha256="",
         )
         for spec in config.teachers
@@ -118,6 +122,29 @@ def test_what_the_configuration_says_of_a_gpu_counts_more_than_what_nodes_say() 
     wanted = config(3, gpus=1, gpu_gigabytes=3)
     sizes = described(wanted, [GIB] * 4, [0] * 4)
     assert len(cut_teachers(wanted, gpus(80), sizes)["t0"]) == 2
+
+
+def test_only_gpus_of_nodes_where_servers_may_be_count() -> None:
+    wanted = config(3, gpus=1, node_labels={"role": "teacher"})
+    sizes = described(wanted, [GIB] * 4, [0] * 4)
+    small, large = gpus(3, 80)
+    large = large.model_copy(update={"labels": {"role": "teacher"}})
+    assert len(cut_teachers(wanted, [small, large], sizes)["t0"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("serving", "gigabytes", "checked"),
+    [
+        ({"gpus": 1}, None, False),
+        ({"gpus": 1}, 80, True),
+        ({"gpus": 1, "gpu_gigabytes": 80}, None, True),
+        ({"gpus": 0}, None, True),
+    ],
+)
+def test_a_plan_says_whether_memory_was_known(
+    serving: dict[str, Any], gigabytes: float | None, checked: bool
+) -> None:
+    assert plan(config(1, **serving), gpus(gigabytes)).is_checked == checked
 
 
 @pytest.mark.parametrize("nodes", [gpus(None), gpus(None, None)])
@@ -239,11 +266,73 @@ def test_shards_of_a_replica_are_on_one_node_where_one_has_room() -> None:
     assert found.bundles == ({"CPU": 4.0},)
 
 
-def test_shards_of_a_replica_that_no_node_can_hold_have_a_bundle_each() -> None:
-    nodes = [NodeResources(name=f"n{i}", cpus=3) for i in range(2)]
-    found = plan(config(3, shards=4, cpus=1.0), nodes)
-    assert [seat.node for seat in found.seats] == ["n0", "n0", "n0", "n1"]
-    assert found.bundles == ({"CPU": 1.0},) * 4
+@pytest.mark.parametrize("strategy", ["pack", "spread"])
+def test_shards_of_a_replica_that_no_node_can_hold_are_on_as_few_as_can(strategy: str) -> None:
+    """Those of a node in one bundle, which Ray cannot spread; the largest room first."""
+    nodes = [NodeResources(name=f"n{i}", cpus=c) for i, c in enumerate([1, 1, 3, 2])]
+    found = plan(config(3, shards=4, cpus=1.0, strategy=strategy), nodes)
+    assert [seat.node for seat in found.seats] == ["n2", "n2", "n2", "n3"]
+    assert found.bundles == ({"CPU": 3.0}, {"CPU": 1.0})
+
+
+@pytest.mark.parametrize(("shards", "strategy"), [(1, "SPREAD"), (4, "PACK")])
+def test_shards_that_wait_for_nodes_to_come_are_packed(shards: int, strategy: str) -> None:
+    wanted = config(3, shards=shards, cpus=1.0, strategy="spread", wait_for_nodes=True)
+    assert plan(wanted, []).strategy == strategy
+
+
+@given(wanted=plans, nodes=clusters)
+def test_no_device_gives_more_than_itself(wanted: RunConfig, nodes: list[NodeResources]) -> None:
+    found = planned(wanted, nodes)
+    given = (
+        Counter((s.node, s.device) for s in found.seats) if found and wanted.serving.gpus else {}
+    )
+    assert all(count * wanted.serving.gpus <= 1 + 1e-6 for count in given.values())
+    there = {(node.name, i) for node in nodes for i in range(int(node.gpus))}
+    assert set(given) <= there
+
+
+@given(wanted=plans, nodes=clusters, data=st.data())
+def test_no_device_holds_more_than_its_memory(
+    wanted: RunConfig, nodes: list[NodeResources], data: st.DataObject
+) -> None:
+    """By what every server's parts, its batch at work and its cache need."""
+    gigabytes = data.draw(st.lists(st.sampled_from([2, 4, 8]), min_size=5, max_size=5))
+    nodes = [
+        node.model_copy(update={"gpu_gigabytes": g})
+        for node, g in zip(nodes, gigabytes, strict=False)
+    ]
+    parts = data.draw(st.lists(st.sampled_from([0, GIB // 4, GIB]), min_size=4, max_size=4))
+    known = described(wanted, parts, [2**20] * 4)
+    try:
+        found = plan(wanted, nodes, known)
+    except InputError:
+        return
+    held: Counter[tuple[str, int | None]] = Counter()
+    for seat in found.seats if wanted.serving.gpus else ():
+        held[seat.node, seat.device] += needs_of(wanted, known[seat.teacher]).of(seat.stages)
+    memory = {node.name: (node.gpu_gigabytes or 0) * GIB for node in nodes}
+    assert all(needed <= memory[node] + len(held) for (node, _), needed in held.items())
+
+
+@given(wanted=plans, nodes=clusters)
+def test_shards_of_a_replica_are_on_as_few_nodes_as_can_be(
+    wanted: RunConfig, nodes: list[NodeResources]
+) -> None:
+    """Of the first replica, which finds every node empty: as many as the largest can do with."""
+    found = planned(wanted, nodes)
+    if found is None:
+        return
+    cpus, gpus = wanted.serving.cpus, wanted.serving.gpus
+    room = sorted(
+        min(int(n.cpus / cpus + 1e-9), int(n.gpus) * int(1 / gpus + 1e-9) if gpus else 99)
+        for n in nodes
+    )
+    first = [s for s in found.seats if (s.teacher, s.replica) == ("t0", 0)]
+    left, least = len(first), 0
+    while left > 0:
+        left, least = left - room.pop(), least + 1
+    assert len({seat.node for seat in first}) == least
 
 
 def test_a_plan_says_which_parts_a_shard_holds() -> None:
@@ -261,3 +350,22 @@ def test_sixty_four_gpus_are_planned_on_a_laptop() -> None:
     for seat in found.seats:
         by_replica.setdefault((seat.teacher, seat.replica), set()).add(seat.node)
     assert all(len(nodes) == 1 for nodes in by_replica.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "search", "servers"),
+    [
+        ({"batch_norm": 1.0}, None, 2),
+        ({"batch_norm": 0.0}, None, 1),
+        ({"batch_norm": 0.0}, {"space": {"losses.batch_norm": {"linear": [0, 1]}}}, 2),
+    ],
+)
+def test_what_statistics_save_is_counted_where_somebody_asks_for_them(
+    losses: dict[str, float], search: dict[str, Any] | None, servers: int
+) -> None:
+    """A batch of 128: two parts of 4 MiB an image, and of 4 MiB more for the statistics."""
+    asked = {"training": {"batch_size": 128}, "losses": losses, "search": search}
+    wanted = parse(config(1, gpus=1.0).model_dump() | asked)
+    known = described(wanted, [0, 0], [2**22] * 2, [2**22] * 2)
+    (parts,) = cut_teachers(wanted, gpus(1.8), known).values()
+    assert len(parts) == servers

@@ -32,6 +32,7 @@ def description(blocks: int) -> TeacherDescription:
         tail_parameters=(0,) * (blocks + 1),
         stage_bytes=(0,) * (blocks + 1),
         graph_bytes=(0,) * (blocks + 1),
+        sums_bytes=(0,) * (blocks + 1),
         sha256="",
     )
 

@@ -184,6 +184,23 @@ def test_more_gpus_for_workers_than_there_are_are_refused_by_their_key() -> None
     assert error.key == "training.worker_gpus"
 
 
+def test_parts_of_gpus_that_no_device_has_left_are_refused() -> None:
+    """Two devices have 0.4 left each, and Ray would wait for ever."""
+    error = refusal(config(3, serving={"gpus": 0.6}), nodes(8, gpus=2))
+    assert (error.key, error.what) == ("serving", "no node has 0.5 CPU and 0.6 GPU left for t2")
+
+
+def test_parts_of_gpus_leave_whole_ones_to_workers() -> None:
+    wanted = config(2, serving={"gpus": 0.5}, training={"worker_gpus": 1})
+    assert [seat.device for seat in plan(wanted, nodes(8, gpus=2)).seats] == [0, 0]
+
+
+def test_a_worker_that_finds_no_whole_gpu_is_refused() -> None:
+    wanted = config(2, serving={"gpus": 0.6}, training={"worker_gpus": 1})
+    machines = nodes(8, 8, gpus=1) + nodes(8, gpus=0.9)
+    assert refusal(wanted, machines).key == "training.workers"
+
+
 def test_gpus_that_lie_on_too_many_nodes_are_refused() -> None:
     error = refusal(config(serving={"gpus": 0.6}), nodes(8, 8, 8, gpus=0.5))
     assert error.key == "serving"

@@ -36,6 +36,18 @@ def test_one_mean_serves_three_channels() -> None:
     assert torch.equal(seen, torch.ones(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize(("channels", "given"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_are_never_handed_on_as_they_are(
+    channels: int, given: int, size: int, dtype: torch.dtype
+) -> None:
+    """A network may write into what it is given, and images may be memory that others read."""
+    images = pictures(given).to(dtype)
+    seen = Preprocessing(spec(channels, size, mean=[0.0], std=[1.0]))(images)
+    assert seen.untyped_storage().data_ptr() != images.untyped_storage().data_ptr()
+
+
 @pytest.mark.parametrize("size", [4, 7, 8, 16, 33])
 def test_pictures_of_any_size_get_the_networks_own(size: int) -> None:
     assert Preprocessing(spec())(pictures(size=size)).shape == (2, 1, 8, 8)

@@ -344,10 +344,9 @@ def pull(
 ) -> tuple[Tensor, Tensor | None]:
     got = kept.pullback(
         key,
-        lambda: inputs,
+        lambda: (inputs, gate),
         cotangents,
         depth=depth,
-        gate=gate,
         wanted=EVERYTHING,
         precision="fp32",
     )
@@ -474,6 +473,19 @@ def test_the_oldest_graphs_are_evicted_first(teacher: Teacher) -> None:
     for key in ("first", "second", "third"):
         ask(kept, key, pictures())
     assert [kept.knows(key) for key in ("first", "second", "third")] == [False, True, True]
+
+
+def test_a_graph_that_the_cache_can_never_hold_leaves_the_others(
+    teacher: Teacher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one warning names the key."""
+    probe = RememberingTeacher(teacher, 1 << 30)
+    ask(probe, "k", pictures())
+    kept = RememberingTeacher(teacher, int(2.5 * probe.kept_bytes))
+    for key, count in {"small": 4, "large": 40, "larger": 50}.items():
+        ask(kept, key, pictures(count))
+    assert [kept.knows(key) for key in ("small", "large", "larger")] == [True, False, False]
+    assert [record.message.count("serving.cache_megabytes") for record in caplog.records] == [1]
 
 
 def test_a_graph_is_weighed_by_its_activations(teacher: Teacher) -> None:
@@ -626,3 +638,37 @@ def test_a_kept_graph_weighs_what_its_images_saved_and_nothing_of_the_teacher(
         )
         weighed.append(kept.kept_bytes)
     assert weighed[1] == pytest.approx(2 * weighed[0], rel=0.01)
+
+
+def kept_after(kept: RememberingTeacher, count: int, wanted: Wanted) -> int:
+    kept.forward("k", pictures(count), depth=0, gate=None, wanted=wanted, precision="fp32")
+    return kept.kept_bytes
+
+
+def test_a_graph_of_a_known_kind_weighs_what_it_weighed_when_it_was_new(
+    make_teacher: MakeTeacher, load_teacher: Callable[[TeacherSpec], Teacher]
+) -> None:
+    """Asked in turns about other kinds, each of which has its own weight."""
+    kept = RememberingTeacher(load_teacher(make_teacher("weighed", "abc")), 1 << 30)
+    kinds = [(4, Wanted(gradient=True)), (8, Wanted(gradient=True)), (4, EVERYTHING)]
+    first, again = ([kept_after(kept, *kind) for kind in kinds] for _ in range(2))
+    assert first == again and len(set(first)) == 3
+
+
+def test_the_gradient_of_a_graph_of_a_known_kind_is_the_same(teacher: Teacher) -> None:
+    kept = RememberingTeacher(teacher, 1 << 30)
+    gradients = []
+    for _ in range(2):
+        cotangents = some_cotangents(ask(kept, "k", pictures()))
+        gradients.append(pull(kept, "k", pictures(), cotangents)[0])
+    assert torch.equal(*gradients)
+
+
+def test_a_description_says_what_graphs_weigh_at_most_and_what_statistics_add(
+    teacher: Teacher,
+) -> None:
+    """They keep a copy of every layer's input."""
+    told, kept = teacher.description, RememberingTeacher(teacher, 1 << 30)
+    plain, summed = (kept_after(kept, 8, Wanted(sums=s, gradient=True)) for s in (False, True))
+    assert 0 < plain <= 8 * sum(told.graph_bytes)
+    assert summed - plain == 8 * sum(told.sums_bytes) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,21 @@ def test_what_comes_back_owns_its_memory(tensor: Tensor, precision: Precision) -
     array.setflags(write=False)  # as Ray hands it over
     wire.decode(array).fill_(7.0)
     assert np.array_equal(array, before, equal_nan=True)
+
+
+def test_what_is_only_read_is_not_copied() -> None:
+    array = wire.encode(torch.rand(2, 3))
+    array.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = wire.decode(array, read=True)
+    assert back.data_ptr() == array.ctypes.data
+    assert torch.equal(back, torch.from_numpy(array.copy()))
+
+
+def test_what_is_not_copied_is_kept_for_as_long_as_it_is_read() -> None:
+    back = wire.decode(wire.encode(torch.full((1000, 1000), 3.0)), read=True)
+    assert torch.equal(back, torch.full_like(back, 3.0))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -86,7 +86,7 @@ def _asked(client: ServedTeachers, config: RunConfig, wanted: Wanted) -> int:
 def _envelope(client: ServedTeachers, question: Question) -> int:
     """What Ray adds to the arrays of a call and of its reply."""
     serialize = ray._private.worker.global_worker.get_serialization_context().serialize
-    call = client._call(question, question.teachers[0])
+    call = client._call(question)
     client.traffic.calls -= 1
     reply = Reply((None,) * 5, 0.0)
     return int(serialize(call).total_bytes + serialize(reply).total_bytes)
