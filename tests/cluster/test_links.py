@@ -13,6 +13,15 @@ from test_faults import MIDDLE, _fair_weather, as_undisturbed
 __all__ = ["_fair_weather"]
 pytestmark = pytest.mark.exhaustive
 
+FEW = {
+    "training.steps": 6,
+    "training.rehearsal_steps": 2,
+    "training.fine_tune_steps": 1,
+    "training.candidates": 1,
+    "training.checkpoint.every": 3,
+}
+"""What makes a run that few megabytes are enough for."""
+
 
 @pytest.fixture
 def far(nodes: Cluster) -> Iterator[Node]:
@@ -49,11 +58,12 @@ def test_a_node_that_is_cut_off_for_long_is_lost_and_may_come_back(
     as_undisturbed(job, undisturbed, nodes)
 
 
-def test_a_slow_wire_that_loses_frames_costs_no_more_than_time(
-    nodes: Cluster, undisturbed: Job, far: Node
-) -> None:
+def test_a_slow_wire_that_loses_frames_costs_no_more_than_time(nodes: Cluster, far: Node) -> None:
+    """Such a wire carries less than 100 KB a second: few steps, beside as few without it."""
+    plain = nodes.start("strong", sets=FEW)
+    assert plain.end().code == 0
     far.kill()
     nodes.left(killed=True)
     far.weaken(milliseconds=100, loss=0.01)
     nodes.raise_node(far)
-    as_undisturbed(nodes.start("weak"), undisturbed, nodes, seconds=900)
+    as_undisturbed(nodes.start("weak", sets=FEW), plain, nodes, seconds=900)
