@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,15 @@ def _run(
     config = ready.config
     for line in placement.lines():
         journal.info("%s", line)
-    with Progress(name=config.run.name) as progress, MetricsLog(folder) as log:
+    with (
+        Progress(name=config.run.name) as progress,
+        MetricsLog(folder, partial(_on_warning, progress)) as log,
+    ):
 
         def on_record(record: dict[str, Any]) -> None:
             log.write(record)
             journal.info("%(phase)s %(step)d/%(steps)d %(losses)s", record)
             progress.update(record)
-
-        def on_warning(warning: str) -> None:
-            journal.warning("%s", warning)
-            progress.message(f"warning: {warning}")
 
         def on_word(word: str) -> None:
             journal.info("%s", word)
@@ -143,7 +143,7 @@ def _run(
                     ready.start,
                     shelf,
                     stopping,
-                    on_warning,
+                    partial(_on_warning, progress),
                     on_word=on_word,
                 )
             progress.message("scoring")
@@ -164,6 +164,11 @@ def _run(
         by_label = config.training.sampled_labels
         results.write(folder, found, outcome, log, configuration, by_label=by_label)
     _say(found, folder)
+
+
+def _on_warning(progress: Progress, warning: str) -> None:
+    journal.warning("%s", warning)
+    progress.message(f"warning: {warning}")
 
 
 @contextmanager
