@@ -177,6 +177,11 @@ class Inbox:
         """Workers have met."""
         ray.get(self._board.meet.remote(meeting))
 
+    def steps_on(self, shelf: Any) -> list[int]:
+        """Of the checkpoints on a shelf, as the board sees them, which is beside the driver."""
+        steps: list[int] = ray.get(self._board.steps_on.remote(shelf))
+        return steps
+
     def post(self, record: Record) -> None:
         """A record of the run."""
         ray.get(self._told)  # has long arrived

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = preparing.prepared(config, resumes=arguments.resume)
-    shelf = _shelf(arguments, ready, folder)
+    there = _checkpoints(arguments, ready, folder)
+    shelf = there if config.training.checkpoint.every else None
     copy = copies.copy_of(config, config.run.name, folder, results.COPIED)
     if not (arguments.resume or arguments.overwrite):
         copy.refuse_existing()
@@ -57,11 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         shelf.place.refuse_unwritable()
     if arguments.resume and _is_over(folder, copy):
         return
+    if arguments.resume:
+        resuming.refuse_lost(there, folder)
+    if arguments.resume and shelf is None:
+        resuming.refuse_idle(there)
     with clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
         shelf = resuming.reachable(shelf, config, len(nodes))
-        if shelf is not None and arguments.resume:
-            resuming.refuse_lost(shelf, folder)
+        if arguments.resume and shelf is None:
+            resuming.refuse_out_of_reach(there, there.steps(), len(nodes))
         if shelf is not None:  # it may refuse, and then earlier results are to be there still
             shelf.begin(anew=not arguments.resume)
         if arguments.resume:
@@ -74,17 +79,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     _tell(copy.make())
 
 
-def _shelf(
+def _checkpoints(
     arguments: argparse.Namespace, ready: preparing.Prepared, folder: Path
-) -> FolderShelf | None:
-    """Of the run's checkpoints, which are this run's or are to be replaced."""
+) -> FolderShelf:
+    """Where the run's checkpoints lie, if it keeps any: this run's, or they are to be replaced."""
     own = resuming.identity(ready.config, ready.weights)
-    shelf = resuming.shelf_of(ready.config, folder, own)
-    if shelf is not None and arguments.resume:
-        resuming.refuse_another(shelf, own)
-    elif shelf is not None and not arguments.overwrite:
-        resuming.refuse_existing(shelf)
-    return shelf
+    there = resuming.place_of(ready.config, folder, own)
+    if arguments.resume:
+        resuming.refuse_another(there, own)
+    elif ready.config.training.checkpoint.every and not arguments.overwrite:
+        resuming.refuse_existing(there)
+    return there
 
 
 def _empty(folder: Path, shelf: FolderShelf | None) -> None:

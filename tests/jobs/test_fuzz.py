@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from dfka_dist import resuming
 from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, Contents
+from dfka_dist.errors import RunFailed
 from dfka_dist.loading import dump, load
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.training.checkpoint import Writing
@@ -300,6 +301,27 @@ def test_a_checkpoint_that_is_broken_is_passed_over_with_a_warning_and_left_as_i
     assert said.startswith("passing over a checkpoint: checkpoint-000000010: ")
     assert "\n" not in said and SECRET not in said
     assert sorted(place.rglob("*")) == before and not (tmp_path / "o").exists()
+
+
+NEVER_WHOLE = ("a list is missing", "too many wrote it")
+"""As a kill leaves it while the first checkpoint is made."""
+SPOILED = [key for key in BROKEN_CHECKPOINTS if key not in NEVER_WHOLE]
+
+
+@pytest.mark.parametrize("key", SPOILED)
+def test_checkpoints_that_are_all_broken_are_no_reason_to_begin_anew(
+    resumable: Path, tmp_path: Path, key: str
+) -> None:
+    place = tmp_path / "copy"
+    shutil.copytree(resumable, place)
+    storage = place / "checkpoints" / "tiny"
+    shutil.rmtree(storage / f"checkpoint-{STEPS[0]:09}")
+    BROKEN_CHECKPOINTS[key](storage / f"checkpoint-{STEPS[-1]:09}")
+    shelf, before = FolderShelf(str(storage), 9), sorted(place.rglob("*"))
+    with pytest.raises(RunFailed, match=r"no checkpoint in .* is whole: .*--overwrite"):
+        shelf.newest()
+    shelf.close()
+    assert sorted(place.rglob("*")) == before
 
 
 # archives
