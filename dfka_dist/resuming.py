@@ -13,7 +13,7 @@ import yaml
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
-from dfka_dist.loading import parse
+from dfka_dist.loading import parse, plain
 from dfka_dist.models.sources import Weights
 from dfka_dist.places import Place, inside
 from dfka_dist.training.identity import first_difference
@@ -186,8 +186,8 @@ def _told_last(folder: Path) -> int:
 def _kept_every(folder: Path) -> int:
     """Steps from one checkpoint to the next of the run that an output folder holds; 0 for none."""
     try:
-        before = parse(yaml.safe_load((folder / "resolved.yaml").read_text("utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, InputError):
+        before = parse(plain((folder / "resolved.yaml").read_text("utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, InputError):
         return 0
     return before.training.checkpoint.every
 
