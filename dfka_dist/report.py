@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfka_dist.curves import depth_curve, loss_curves
+from dfka_dist.errors import RunFailed
 from dfka_dist.events import EventFile
 from dfka_dist.folders import write_whole
 from dfka_dist.origin import ONLY_HERE, Origin
@@ -53,6 +54,7 @@ class MetricsLog:
         self._folder = folder / "tensorboard"
         self._events: EventFile | None = None
         self._is_full = False
+        self._own: int | None = None
         self.records: list[dict[str, Any]] = list(_read_records(self._path))
         self._written = len(self.records)
 
@@ -72,6 +74,9 @@ class MetricsLog:
         """Append one record; it is on disk (JSON) when this returns.
 
         Where that is full a warning says so, and the record is written with a later one.
+
+        Raises:
+            RunFailed: another start of the run writes there by now.
         """
         step = record["global_step"]
         if self.records and step <= self.records[-1]["global_step"]:
@@ -97,8 +102,12 @@ class MetricsLog:
             self._written, self._is_full = len(self.records), False
 
     def _append(self, records: Sequence[dict[str, Any]]) -> None:
+        self._refuse_another_start()
+        if not self._path.exists():  # it is new, or somebody took it away
+            self._let_go()
         if self._events is None:  # the file may hold others by now, or half of one
             write_whole(self._path, _lines(self.records))
+            self._own = self._path.stat().st_ino
             purge = records[0]["global_step"] if self._folder.exists() else None
             self._events = EventFile(self._folder, purge)
         else:
@@ -106,6 +115,11 @@ class MetricsLog:
                 file.write(_lines(records))
         for record in records:
             self._events.add(_scalars(record), record["global_step"])
+
+    def _refuse_another_start(self) -> None:
+        """One that goes on replaces the file with its first record."""
+        if self._own is not None and self._path.exists() and self._path.stat().st_ino != self._own:
+            raise RunFailed(f"another start of this run writes to {self._path}")
 
     def _let_go(self) -> None:
         """Of the event file; another follows with the next record."""

@@ -16,6 +16,7 @@ from limits import no_file_longer_than
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfka_dist.errors import RunFailed
 from dfka_dist.origin import NO_DATA, ONLY_HERE, PARTIAL_DATA
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 
@@ -236,6 +237,22 @@ def test_steps_that_are_done_again_replace_what_is_there(tmp_path: Path) -> None
 def test_a_line_that_a_killed_run_left_half_written_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record(10)) + '\n{"phase": "jo')
     assert MetricsLog(tmp_path).records == [record(10)]
+
+
+def test_an_earlier_start_of_a_run_adds_nothing_to_the_records_of_a_later_one(
+    tmp_path: Path,
+) -> None:
+    earlier = MetricsLog(tmp_path)
+    earlier.write(record(10))
+    earlier.write(record(20))
+    with MetricsLog(tmp_path) as later:
+        earlier.write(record(30))
+        later.write(record(20))
+        with pytest.raises(RunFailed, match="another start of this run writes to "):
+            earlier.write(record(40))
+        later.write(record(30))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["global_step"] for line in lines] == [10, 20, 30]
 
 
 @pytest.mark.parametrize("room", [0, 60, 1000])
