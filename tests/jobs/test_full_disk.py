@@ -41,16 +41,15 @@ def fill(place: Path) -> None:
             return
 
 
-def until_said(process: subprocess.Popen[str]) -> Iterator[str]:
+def until_said(process: subprocess.Popen[str]) -> list[str]:
     """Lines of a job, until all is said."""
-    left = set(SAID)
+    lines: list[str] = []
     assert process.stderr is not None
     for line in process.stderr:
-        yield line.rstrip("\n")
-        left -= {what for what in left if what in line}
-        if not left:
-            return
-    raise AssertionError(f"it did not say {left}")
+        lines.append(line.rstrip("\n"))
+        if all(any(what in each for each in lines) for what in SAID):
+            return lines
+    raise AssertionError(f"it ended: {lines}")
 
 
 def test_a_run_goes_on_while_the_disk_of_its_results_is_full(
@@ -65,7 +64,7 @@ def test_a_run_goes_on_while_the_disk_of_its_results_is_full(
             while not metrics.exists() and process.poll() is None:
                 time.sleep(0.05)
             fill(disk / "ballast")
-            said = list(until_said(process))
+            said = until_said(process)
             (disk / "ballast").unlink()
             said += process.communicate(timeout=300)[1].splitlines()
         finally:
