@@ -54,7 +54,7 @@ class MetricsLog:
         self._folder = folder / "tensorboard"
         self._events: EventFile | None = None
         self._is_full = False
-        self._own: int | None = None
+        self._own: tuple[int, int] | None = None
         self.records: list[dict[str, Any]] = list(_read_records(self._path))
         self._written = len(self.records)
 
@@ -107,18 +107,25 @@ class MetricsLog:
             self._let_go()
         if self._events is None:  # the file may hold others by now, or half of one
             write_whole(self._path, _lines(self.records))
-            self._own = self._path.stat().st_ino
+            self._own = _mark(self._path)
             purge = records[0]["global_step"] if self._folder.exists() else None
             self._events = EventFile(self._folder, purge)
         else:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_lines(records))
+            self._own = _mark(self._path)
         for record in records:
             self._events.add(_scalars(record), record["global_step"])
 
     def _refuse_another_start(self) -> None:
-        """One that goes on replaces the file with its first record."""
-        if self._own is not None and self._path.exists() and self._path.stat().st_ino != self._own:
+        """One that goes on replaces the file with its first record.
+
+        Some file systems, of object stores, give the same file another number now and then: it is
+        another only if it has another length, too.
+        """
+        if self._own is None or not self._path.exists():
+            return
+        if all(mine != now for mine, now in zip(self._own, _mark(self._path), strict=True)):
             raise RunFailed(f"another start of this run writes to {self._path}")
 
     def _let_go(self) -> None:
@@ -216,6 +223,12 @@ def _read_records(path: Path) -> Iterable[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
             log.warning("%s: line %d is not complete, left out", path.name, number)
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Number and length of a file."""
+    told = path.stat()
+    return told.st_ino, told.st_size
 
 
 def _lines(records: Iterable[Record]) -> str:

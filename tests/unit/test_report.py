@@ -275,6 +275,19 @@ def test_records_that_find_no_room_are_written_with_a_later_one(tmp_path: Path, 
     assert said == f"{tmp_path / 'metrics.jsonl'} waits until it can be written: File too large"
 
 
+def test_records_outlast_event_files_that_cannot_be_begun(tmp_path: Path) -> None:
+    """The folder's place is taken."""
+    told: list[str] = []
+    (tmp_path / "tensorboard").touch()
+    with MetricsLog(tmp_path, told.append) as log:
+        for step in (10, 20, 30):
+            log.write(record(step))
+        (tmp_path / "tensorboard").unlink()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["global_step"] for line in lines] == [10, 20, 30]
+    assert len(told) == 1 and len(scalars(tmp_path, "joint/waits_teachers")) == 3
+
+
 def test_what_found_no_room_is_written_at_the_end(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, [].append) as log:
         with no_file_longer_than(1):
