@@ -25,7 +25,11 @@ from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.micro import in_parts
 from dfka_dist.teachers.nodes import read_nodes
 from dfka_dist.teachers.placement import PlacementPlan
+from dfka_dist.training.desk import clear_abandoned
 from dfka_dist.training.shelf import FolderShelf
+
+DYING = 5.0
+"""Seconds in which workers die that were killed."""
 
 journal = logging.getLogger("dfka_dist.amalgamate")
 
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resuming.refuse_lost(there, folder)
     if arguments.resume and shelf is None:
         resuming.refuse_idle(there)
-    with clusters.connected(config.run.address, planned) as nodes:
+    with _tidied(there), clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
         shelf = resuming.reachable(shelf, config, len(nodes))
         if arguments.resume and shelf is None:
@@ -90,6 +94,15 @@ def _checkpoints(
     elif ready.config.training.checkpoint.every and not arguments.overwrite:
         resuming.refuse_existing(there)
     return there
+
+
+@contextmanager
+def _tidied(there: FolderShelf) -> Iterator[None]:
+    """What workers had on this machine's disk that were killed in it goes, too."""
+    try:
+        yield
+    finally:
+        clear_abandoned(str(there), DYING)
 
 
 def _empty(folder: Path, shelf: FolderShelf | None) -> None:
