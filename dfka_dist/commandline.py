@@ -177,7 +177,9 @@ def _unwritable(folder: Path, error: OSError) -> InputError:
 
 
 def log_to(folder: Path) -> logging.Handler:
-    """Send the log of this process to `folder/run.log`."""
+    """Send the log of this process to `folder/run.log`; what finds no room there is lost, and the
+    process goes on."""
+    logging.raiseExceptions = False  # which would print a traceback
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

@@ -40,6 +40,10 @@ class NonFiniteLoss(RunFailed):
     """A loss term became infinite or not a number; no rank took the step."""
 
 
+class NonFiniteNetwork(RunFailed):
+    """A parameter or buffer became infinite or not a number; no checkpoint holds it."""
+
+
 class Interrupted(DfkaError):
     """The run was stopped by a signal or by preemption."""
 

@@ -25,18 +25,29 @@ def is_writable(folder: Path) -> bool:
 def whole(place: Path) -> Iterator[Path]:
     """Where to write a file or a folder that appears at its place when it is complete.
 
-    If that fails, there is what was there before.
+    If that fails, there is what was there before. A folder cannot take another's place at once: a
+    kill just then leaves both beside it, whole, and the next one brings the older back.
     """
-    part = place.with_name(f"{place.name}.part")
+    part, before = (place.with_name(f"{place.name}.{what}") for what in ("part", "before"))
     _remove(part)
+    _bring_back(before, place)
     try:
         yield part
         if place.is_dir():
-            shutil.rmtree(place)
+            place.replace(before)
         part.replace(place)
     except BaseException:
+        _bring_back(before, place)
         _remove(part)
         raise
+    _remove(before)
+
+
+def _bring_back(before: Path, place: Path) -> None:
+    """What was put aside, unless something took its place; then it goes."""
+    if before.exists() and not place.exists():
+        before.replace(place)
+    _remove(before)
 
 
 def write_whole(place: Path, text: str) -> None:

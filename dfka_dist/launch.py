@@ -69,6 +69,10 @@ class _Conductor(NoticeBoard):
             return traceback.format_exc()
         return None
 
+    def steps_on(self, shelf: FolderShelf) -> list[int]:
+        """Of the checkpoints on a shelf, as they are seen from the driver's node."""
+        return shelf.steps()
+
 
 def amalgamate(
     config: RunConfig,
@@ -212,15 +216,18 @@ def _met(
         home: id of the driver's node.
 
     Raises:
-        InputError: they do not; on every worker.
+        InputError: they do not, and are to, or have kept checkpoints there; on every worker.
     """
     here = Seat(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     seats = tuple(gathered(here))
-    nodes = {seat.node for seat in seats}
-    shelf = resuming.reachable(shelf, config, len(nodes | {home}))
+    nodes = len({home, *(seat.node for seat in seats)})
+    reached = resuming.reachable(shelf, config, nodes)
+    if shelf is not None and reached is None:
+        steps = inbox.steps_on(shelf) if rank_and_size()[0] == 0 else []
+        resuming.refuse_out_of_reach(shelf, gathered(steps)[0], nodes)
     if rank_and_size()[0] == 0:
-        inbox.meet(Meeting(seats, keeps=shelf is not None))
-    return shelf
+        inbox.meet(Meeting(seats, keeps=reached is not None))
+    return reached
 
 
 def _let_the_others_go() -> None:

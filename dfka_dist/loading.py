@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -43,8 +44,8 @@ HARMLESS = (
 )
 """What the query of a URI may say of a file system; pyarrow takes secrets there too."""
 _SECRETS = "none in the URI; AWS_ACCESS_KEY_ID and so on in the environment, or a role"
-_DEEP = 20
-"""Sections within each other, more than there are; YAML can make a tree that holds itself."""
+MOST = 1_000_000
+"""Values of a file, all that its aliases stand for counted; ten lines can stand for billions."""
 
 
 def load(
@@ -74,15 +75,19 @@ def parse(tree: object) -> RunConfig:
     Raises:
         InputError: with the first thing that is wrong.
     """
-    _refuse_passwords(tree, "")
+    _refuse_passwords(tree, "", set())
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise _first(error, tree) from None
 
 
-def _refuse_passwords(tree: object, key: str) -> None:
-    """What is configured is written to reports, logs and checkpoints."""
+def _refuse_passwords(tree: object, key: str, seen: set[int]) -> None:
+    """What is configured is written to reports, logs and checkpoints.
+
+    Args:
+        seen: ids of mappings and lists that were looked at.
+    """
     if isinstance(tree, str) and re.search(r"://[^\s?]*:[^\s?]*@", tree):
         raise InputError(key, "holds a password", _SECRETS)
     if isinstance(tree, str) and (query := re.search(r"://[^\s?#]*\?(.*)", tree, re.DOTALL)):
@@ -90,11 +95,10 @@ def _refuse_passwords(tree: object, key: str) -> None:
             if name not in HARMLESS:
                 what = f"holds {name[:40]!r} in its query, which may be a secret"
                 raise InputError(key, what, _SECRETS)
-    if key.count(".") > _DEEP:
-        return
-    if isinstance(tree, dict | list):
+    if isinstance(tree, dict | list) and id(tree) not in seen:
+        seen.add(id(tree))
         for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            _refuse_passwords(value, f"{key}.{name}".lstrip("."))
+            _refuse_passwords(value, f"{key}.{name}".lstrip("."), seen)
 
 
 def dump(config: RunConfig) -> str:
@@ -104,16 +108,49 @@ def dump(config: RunConfig) -> str:
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that takes 2e-3 for a number, which YAML 1.1 wants written 2.0e-3, and refuses a
-    key that stands twice."""
+    key that stands twice, and aliases that stand for more than a configuration holds."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None:
+            _refuse_swollen(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in seen if seen.count(key) > 1), None)
+        counted = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = next((key for key, times in counted.items() if times > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
-            )
+            raise _unfit(node, f"the key {twice!r} stands twice")
         return super().construct_mapping(node, deep)
+
+
+def _unfit(node: yaml.Node, what: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+
+
+def _refuse_swollen(root: yaml.Node) -> None:
+    """Whoever walks a tree goes again through what is named again.
+
+    Raises:
+        yaml.constructor.ConstructorError: it holds more than `MOST`, or itself.
+    """
+    sizes: dict[int, int | None] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            known = sizes[id(node)]
+            if known is None:
+                raise _unfit(node, "it holds itself")
+            return known
+        sizes[id(node)] = None
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (p for each in inner for p in (each if isinstance(each, tuple) else (each,)))
+        sizes[id(node)] = whole = 1 + sum(map(size, parts))
+        if whole > MOST:
+            raise _unfit(node, f"its aliases stand for more than {MOST:,} values")
+        return whole
+
+    size(root)
 
 
 _Loader.add_implicit_resolver(
@@ -123,13 +160,18 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _yaml(text: str) -> Any:
+def plain(text: str) -> Any:
+    """What YAML says, as plain data.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is none, or stands for too much.
+    """
     return yaml.load(text, Loader=_Loader)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = _yaml(path.read_text(encoding="utf-8"))
+        tree = plain(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("--config", f"{path} does not exist", "a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -156,7 +198,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
     if not found or not all(key.split(".")):
         raise InputError("--set", f"{assignment!r} assigns nothing", "dotted.key=value")
     try:
-        value = _yaml(text)
+        value = plain(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(key, f"{text!r} is not a YAML value", "a number, text or [list]") from None
     *path, last = key.split(".")

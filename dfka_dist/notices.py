@@ -73,6 +73,8 @@ class News:
     that were in it then."""
     alone: float | None = 0.0
     """Seconds without any worker; None while there are some."""
+    quiet: float = 0.0
+    """Seconds without a sign of any worker: a step, or a word."""
     controller: str | None = None
     """Ray Train's, its id as an actor."""
     cleaner: Any = None
@@ -86,6 +88,7 @@ class NoticeBoard:
         self._news = News()
         self._stops = False
         self._alone_since: float | None = time.monotonic()
+        self._heard = time.monotonic()
         self._turn = 0
         self._controller: str | None = None
         self._cleaner: Any = None
@@ -99,7 +102,7 @@ class NoticeBoard:
         """
         if turn < self._turn:
             return
-        self._turn, self._controller = turn, controller
+        self._turn, self._controller, self._heard = turn, controller, time.monotonic()
         self._alone_since = None if stands else self._alone_since or time.monotonic()
 
     def clean(self, cleaner: Any) -> None:
@@ -109,10 +112,12 @@ class NoticeBoard:
     def meet(self, meeting: Meeting) -> None:
         """Workers are there; those of before are gone, and with them where they were."""
         self._news.meeting, self._news.waited = meeting, {}
+        self._heard = time.monotonic()
 
     def post(self, record: Record) -> None:
         """A record of the run."""
         self._news.records.append(record)
+        self._heard = time.monotonic()
 
     def warn(self, warning: str) -> None:
         """Something that the user should know."""
@@ -121,6 +126,7 @@ class NoticeBoard:
     def say(self, word: str) -> None:
         """Something that the user may want to know."""
         self._news.words.append(word)
+        self._heard = time.monotonic()
 
     def fail(self, failure: Failure) -> bool:
         """A worker has failed in a collective.
@@ -146,6 +152,7 @@ class NoticeBoard:
         self._news = News(end=news.end, meeting=news.meeting, waited=news.waited)
         since = self._alone_since
         news.alone = None if since is None else time.monotonic() - since
+        news.quiet = time.monotonic() - self._heard
         news.controller, news.cleaner = self._controller, self._cleaner
         return news
 
@@ -154,7 +161,8 @@ class NoticeBoard:
         self._stops = True
 
     def stops(self) -> bool:
-        """Whether they are to."""
+        """Whether they are to; a worker asks at its steps."""
+        self._heard = time.monotonic()
         return self._stops
 
 
@@ -176,6 +184,11 @@ class Inbox:
     def meet(self, meeting: Meeting) -> None:
         """Workers have met."""
         ray.get(self._board.meet.remote(meeting))
+
+    def steps_on(self, shelf: Any) -> list[int]:
+        """Of the checkpoints on a shelf, as the board sees them, which is beside the driver."""
+        steps: list[int] = ray.get(self._board.steps_on.remote(shelf))
+        return steps
 
     def post(self, record: Record) -> None:
         """A record of the run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -120,8 +121,9 @@ class _PlainLines:
             self._pending = None
 
     def _write(self, text: str) -> None:
-        self._stream.write(f"{self._name}: {text}\n")
-        self._stream.flush()
+        with suppress(OSError):  # a file without room ends no run
+            self._stream.write(f"{self._name}: {text}\n")
+            self._stream.flush()
 
 
 class _LiveBar:

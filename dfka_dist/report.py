@@ -10,10 +10,10 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import jinja2
 import numpy as np
@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfka_dist.curves import depth_curve, loss_curves
+from dfka_dist.errors import RunFailed
+from dfka_dist.events import EventFile
 from dfka_dist.folders import write_whole
 from dfka_dist.origin import ONLY_HERE, Origin
 from dfka_dist.progress import clock
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +43,20 @@ class MetricsLog:
     Opened on the folder of an earlier run it continues: `records` begins with what is there. A run
     that resumes from a checkpoint goes through steps again, so a record replaces whatever stands at
     or after its `global_step`.
+
+    Args:
+        on_warning: told once when records cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_warning: Callable[[str], None] = log.warning) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        self._events = folder / "tensorboard"
-        self._writer: SummaryWriter | None = None
+        self._path, self._on_warning = folder / "metrics.jsonl", on_warning
+        self._folder = folder / "tensorboard"
+        self._events: EventFile | None = None
+        self._is_full = False
+        self._own: tuple[int, int] | None = None
         self.records: list[dict[str, Any]] = list(_read_records(self._path))
+        self._written = len(self.records)
 
     def __enter__(self) -> Self:
         return self
@@ -62,32 +67,72 @@ class MetricsLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._catch_up()
+        self._let_go()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; it is on disk (JSON) when this returns."""
+        """Append one record; it is on disk (JSON) when this returns.
+
+        Where that is full a warning says so, and the record is written with a later one.
+
+        Raises:
+            RunFailed: another start of the run writes there by now.
+        """
         step = record["global_step"]
-        if self._writer is None or (self.records and step <= self.records[-1]["global_step"]):
-            self._open(step)
-        assert self._writer is not None
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        for tag, value in _scalars(record):
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        if self.records and step <= self.records[-1]["global_step"]:
+            self.records = [each for each in self.records if each["global_step"] < step]
+            self._written = min(self._written, len(self.records))
+            self._let_go()
         self.records.append(record)
+        self._catch_up()
 
-    def _open(self, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+    def _catch_up(self) -> None:
+        """Write what is not written yet, as far as that can be done."""
+        left = self.records[self._written :]
+        if not left:
+            return
+        try:
+            self._append(left)
+        except OSError as error:
+            self._let_go()
+            if not self._is_full:
+                self._on_warning(f"{self._path} waits until it can be written: {error.strerror}")
+            self._is_full = True
+        else:
+            self._written, self._is_full = len(self.records), False
 
-        kept = [record for record in self.records if record["global_step"] < step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
-        purged = step if self.records else None
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = SummaryWriter(str(self._events), purge_step=purged)
-        self.records = kept
+    def _append(self, records: Sequence[dict[str, Any]]) -> None:
+        self._refuse_another_start()
+        if not self._path.exists():  # it is new, or somebody took it away
+            self._let_go()
+        if self._events is None:  # the file may hold others by now, or half of one
+            write_whole(self._path, _lines(self.records))
+            self._own = _mark(self._path)
+            purge = records[0]["global_step"] if self._folder.exists() else None
+            self._events = EventFile(self._folder, purge)
+        else:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_lines(records))
+            self._own = _mark(self._path)
+        for record in records:
+            self._events.add(_scalars(record), record["global_step"])
+
+    def _refuse_another_start(self) -> None:
+        """One that goes on replaces the file with its first record.
+
+        Some file systems, of object stores, give the same file another number now and then: it is
+        another only if it has another length, too.
+        """
+        if self._own is None or not self._path.exists():
+            return
+        if all(mine != now for mine, now in zip(self._own, _mark(self._path), strict=True)):
+            raise RunFailed(f"another start of this run writes to {self._path}")
+
+    def _let_go(self) -> None:
+        """Of the event file; another follows with the next record."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
 
 def save_samples(images: Tensor, row_labels: Sequence[str], path: Path) -> None:
@@ -178,6 +223,16 @@ def _read_records(path: Path) -> Iterable[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
             log.warning("%s: line %d is not complete, left out", path.name, number)
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Number and length of a file."""
+    told = path.stat()
+    return told.st_ino, told.st_size
+
+
+def _lines(records: Iterable[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def _scalars(record: Record) -> Iterable[tuple[str, float]]:

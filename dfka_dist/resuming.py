@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
-from dfka_dist.loading import parse
+from dfka_dist.loading import parse, plain
 from dfka_dist.models.sources import Weights
 from dfka_dist.places import Place, inside
 from dfka_dist.training.identity import first_difference
@@ -22,6 +22,9 @@ from dfka_dist.training.shelf import KEY, FolderShelf
 log = logging.getLogger(__name__)
 
 ARCHIVE = "training.archive"
+EVERY = "training.checkpoint.every"
+ANEW = "or --overwrite and not --resume"
+"""What somebody says who wants to lose what there is."""
 OWN = "checkpoints"
 """Folder of the checkpoints in the output folder, where no storage is given."""
 FREE = (
@@ -60,8 +63,8 @@ def identity(config: RunConfig, weights: Mapping[str, Weights]) -> dict[str, Any
     }
 
 
-def shelf_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShelf | None:
-    """Where the run's checkpoints lie; None if it keeps none.
+def place_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShelf:
+    """Where the run's checkpoints lie, or would if it kept any.
 
     Args:
         folder: of its results.
@@ -71,16 +74,14 @@ def shelf_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShel
         InputError: there is no such kind of storage.
     """
     wanted = config.training.checkpoint
-    if not wanted.every:
-        return None
     own_folder, name = str(folder / OWN), config.run.name
     uri = own_folder if wanted.storage is None else inside(wanted.storage, name)
     return FolderShelf(uri, wanted.keep, own)
 
 
 def reachable(shelf: FolderShelf | None, config: RunConfig, nodes: int) -> FolderShelf | None:
-    """The same, if the workers reach it wherever they are; without a storage of its own, a run on
-    several nodes keeps no checkpoints.
+    """The shelf of a run that keeps checkpoints, if the workers reach it wherever they are; without
+    a storage of its own, a run on several nodes keeps none.
 
     Raises:
         InputError: a storage is given that they do not reach, or an archive.
@@ -140,8 +141,34 @@ def refuse_lost(shelf: FolderShelf, folder: Path) -> None:
     step, every = _told_last(folder), _kept_every(folder)
     if every and step > every and not shelf.steps():
         what = f"{shelf} holds no checkpoint, and the run in {folder} has come to step {step}"
-        remedy = "the storage and run.name that it had, or --overwrite and not --resume"
-        raise InputError(KEY, what, remedy)
+        raise InputError(KEY, what, f"the storage and run.name that it had, {ANEW}")
+
+
+def refuse_idle(there: FolderShelf) -> None:
+    """Make sure that there are no checkpoints where a run goes on that is to keep none.
+
+    Raises:
+        InputError: there are some, and it would begin anew.
+    """
+    if there.steps():
+        what = f"is 0, and {there} holds checkpoints that the run would not go on from"
+        raise InputError(EVERY, what, f"more than 0, {ANEW}")
+
+
+def refuse_out_of_reach(there: FolderShelf, steps: Sequence[int], nodes: int) -> None:
+    """Make sure that there are no checkpoints where the workers do not reach them.
+
+    Args:
+        steps: of those that there are.
+        nodes: that workers and the driver are on.
+
+    Raises:
+        InputError: there are some, and the run would begin anew.
+    """
+    if steps:
+        what = f"{there} holds checkpoints, and is a path on each of {nodes} nodes for itself"
+        remedy = "a pyarrow.fs URI to which they were copied, training.checkpoint.shared: true"
+        raise InputError(KEY, what, f"{remedy}, {ANEW}")
 
 
 def _told_last(folder: Path) -> int:
@@ -159,8 +186,8 @@ def _told_last(folder: Path) -> int:
 def _kept_every(folder: Path) -> int:
     """Steps from one checkpoint to the next of the run that an output folder holds; 0 for none."""
     try:
-        before = parse(yaml.safe_load((folder / "resolved.yaml").read_text("utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, InputError):
+        before = parse(plain((folder / "resolved.yaml").read_text("utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, InputError):
         return 0
     return before.training.checkpoint.every
 

@@ -26,6 +26,9 @@ PATIENCE = 45.0
 """Seconds that all workers have to end when one has told why."""
 REMINDING = 60.0
 """Seconds without any worker from one warning to the next."""
+QUIET = 900.0
+"""Seconds without a sign of any worker from one warning to the next, if they may not wait longer
+for each other."""
 
 
 class Watch:
@@ -49,7 +52,7 @@ class Watch:
         """Ray Train's, its id as an actor, as soon as that is known."""
         self.cleaner: Any = None
         """Ray Train's actor that cleans up behind it, as soon as that is known."""
-        self._reminded = 0
+        self._reminded, self._told_quiet = 0, 0
         self._latest: float | None = None
         self._all_in: float | None = None
 
@@ -83,6 +86,8 @@ class Watch:
                 raise failure
             if not over and news.alone is not None:
                 self._remind(news.alone, on_warning)
+            if not over and news.alone is None:
+                self._remind_of_quiet(news.quiet, on_warning)
             self._stop_if_told(news.meeting)
         if isinstance(news.end, Outcome):
             return news.end
@@ -119,6 +124,15 @@ class Watch:
                 f"{what}; ask for less under training, or wait longer with training.start_timeout"
             )
         on_warning(what)
+
+    def _remind_of_quiet(self, quiet: float, on_warning: Callable[[str], None]) -> None:
+        """Say now and then that workers are there, and come to no other step: all may hang, or the
+        only one, which nobody waits for; or what they are at takes long."""
+        times = int(quiet // max(QUIET, self._timeout))
+        if times > self._told_quiet:
+            what = f"no worker has come to another step for {quiet:.0f} s"
+            on_warning(f"{what}; if nothing takes that long, stop the run and --resume it")
+        self._told_quiet = times
 
     def _stop_if_told(self, meeting: Meeting | None) -> None:
         """A node that is drained stops only a run that makes a checkpoint then."""

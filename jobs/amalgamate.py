@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.micro import in_parts
 from dfka_dist.teachers.nodes import read_nodes
 from dfka_dist.teachers.placement import PlacementPlan
+from dfka_dist.training.desk import clear_abandoned
 from dfka_dist.training.shelf import FolderShelf
+
+DYING = 5.0
+"""Seconds in which workers die that were killed."""
 
 journal = logging.getLogger("dfka_dist.amalgamate")
 
@@ -43,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
     ready = preparing.prepared(config, resumes=arguments.resume)
-    shelf = _shelf(arguments, ready, folder)
+    there = _checkpoints(arguments, ready, folder)
+    shelf = there if config.training.checkpoint.every else None
     copy = copies.copy_of(config, config.run.name, folder, results.COPIED)
     if not (arguments.resume or arguments.overwrite):
         copy.refuse_existing()
@@ -57,11 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         shelf.place.refuse_unwritable()
     if arguments.resume and _is_over(folder, copy):
         return
-    with clusters.connected(config.run.address, planned) as nodes:
+    if arguments.resume:
+        resuming.refuse_lost(there, folder)
+    if arguments.resume and shelf is None:
+        resuming.refuse_idle(there)
+    with _tidied(there), clusters.connected(config.run.address, planned) as nodes:
         placement = planned or ready.plan(nodes)
         shelf = resuming.reachable(shelf, config, len(nodes))
-        if shelf is not None and arguments.resume:
-            resuming.refuse_lost(shelf, folder)
+        if arguments.resume and shelf is None:
+            resuming.refuse_out_of_reach(there, there.steps(), len(nodes))
         if shelf is not None:  # it may refuse, and then earlier results are to be there still
             shelf.begin(anew=not arguments.resume)
         if arguments.resume:
@@ -74,17 +84,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     _tell(copy.make())
 
 
-def _shelf(
+def _checkpoints(
     arguments: argparse.Namespace, ready: preparing.Prepared, folder: Path
-) -> FolderShelf | None:
-    """Of the run's checkpoints, which are this run's or are to be replaced."""
+) -> FolderShelf:
+    """Where the run's checkpoints lie, if it keeps any: this run's, or they are to be replaced."""
     own = resuming.identity(ready.config, ready.weights)
-    shelf = resuming.shelf_of(ready.config, folder, own)
-    if shelf is not None and arguments.resume:
-        resuming.refuse_another(shelf, own)
-    elif shelf is not None and not arguments.overwrite:
-        resuming.refuse_existing(shelf)
-    return shelf
+    there = resuming.place_of(ready.config, folder, own)
+    if arguments.resume:
+        resuming.refuse_another(there, own)
+    elif ready.config.training.checkpoint.every and not arguments.overwrite:
+        resuming.refuse_existing(there)
+    return there
+
+
+@contextmanager
+def _tidied(there: FolderShelf) -> Iterator[None]:
+    """What workers had on this machine's disk that were killed in it goes, too."""
+    try:
+        yield
+    finally:
+        clear_abandoned(str(there), DYING)
 
 
 def _empty(folder: Path, shelf: FolderShelf | None) -> None:
@@ -118,16 +137,15 @@ def _run(
     config = ready.config
     for line in placement.lines():
         journal.info("%s", line)
-    with Progress(name=config.run.name) as progress, MetricsLog(folder) as log:
+    with (
+        Progress(name=config.run.name) as progress,
+        MetricsLog(folder, partial(_on_warning, progress)) as log,
+    ):
 
         def on_record(record: dict[str, Any]) -> None:
             log.write(record)
             journal.info("%(phase)s %(step)d/%(steps)d %(losses)s", record)
             progress.update(record)
-
-        def on_warning(warning: str) -> None:
-            journal.warning("%s", warning)
-            progress.message(f"warning: {warning}")
 
         def on_word(word: str) -> None:
             journal.info("%s", word)
@@ -144,7 +162,7 @@ def _run(
                     ready.start,
                     shelf,
                     stopping,
-                    on_warning,
+                    partial(_on_warning, progress),
                     on_word=on_word,
                 )
             progress.message("scoring")
@@ -165,6 +183,11 @@ def _run(
         by_label = config.training.sampled_labels
         results.write(folder, found, outcome, log, configuration, by_label=by_label)
     _say(found, folder)
+
+
+def _on_warning(progress: Progress, warning: str) -> None:
+    journal.warning("%s", warning)
+    progress.message(f"warning: {warning}")
 
 
 @contextmanager

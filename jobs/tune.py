@@ -93,9 +93,22 @@ def _refuse_another(folder: Path, own: Mapping[str, Any]) -> None:
     """Make sure that what lies in the folder is this sweep."""
     place = folder / outcome.IDENTITY
     if place.exists():
-        resuming.refuse_difference(json.loads(place.read_text("utf-8")), own)
+        resuming.refuse_difference(_identity(place), own)
     elif folder.exists() and any((folder / name).exists() for name in outcome.LEFT):
         raise InputError("--output", f"{folder} holds a run and no sweep", "another folder")
+
+
+def _identity(place: Path) -> dict[str, Any]:
+    """Of the sweep that goes on."""
+    try:
+        before = json.loads(place.read_text("utf-8"))
+        if isinstance(before, dict):
+            return before
+        reason = "it is no mapping"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    remedy = "the file as the sweep wrote it, or --overwrite and not --resume"
+    raise InputError("--resume", f"{place} cannot be read: {reason}", remedy)
 
 
 def _search(

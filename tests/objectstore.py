@@ -47,10 +47,20 @@ class ObjectStore:
 
     def truncate(self, path: str) -> None:
         """Cut the last byte of a file off."""
+        self.put(path, self.read(path)[:-1])
+
+    def flip(self, path: str) -> None:
+        """Change one bit in the middle of a file."""
+        data = bytearray(self.read(path))
+        data[len(data) // 2] ^= 1
+        self.put(path, bytes(data))
+
+    def read(self, path: str) -> bytes:
+        """What a file holds."""
         files, _ = fs.FileSystem.from_uri(self.uri(""))
         with files.open_input_file(path) as file:
-            kept = file.read()[:-1]
-        self.put(path, kept)
+            held: bytes = file.read()
+        return held
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file."""

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dfka_dist.config import Node
 from dfka_dist.errors import InputError
+from dfka_dist.loading import plain
 
 _NODES = "a YAML list of {name, cpus, gpus, gpu_gigabytes, labels}"
 Resources = dict[str, float]
@@ -37,9 +38,9 @@ def read_nodes(path: Path) -> list[NodeResources]:
         InputError: the file is wrong.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = plain(path.read_text(encoding="utf-8"))
         return TypeAdapter(list[NodeResources]).validate_python(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise InputError("--nodes", f"{path}: {reason}", _NODES) from error
     except ValidationError as error:

@@ -32,6 +32,7 @@ from dfka_dist.training.lists import (
     Lists,
     Part,
     Told,
+    UnfinishedCheckpoint,
     list_of,
 )
 
@@ -132,6 +133,8 @@ class Reading:
             needed = lists.needed(rank, size)
             _refuse_strangers(folder, lists)
             _refuse_others(folder, lasting, needed)
+        except UnfinishedCheckpoint as error:
+            raise UnfinishedCheckpoint(f"{folder.name}: {error}") from error
         except (OSError, ValueError, KeyError, TypeError, BrokenCheckpoint) as error:
             raise BrokenCheckpoint(f"{folder.name}: {error}") from error
         return cls(folder, lasting, lists.run, needed.lasting, desk or Path(tempfile.gettempdir()))

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -48,19 +49,34 @@ class Desk:
         os.close(self._lock)
 
 
-def clear_abandoned(run: str) -> None:
-    """Remove the desks of a run's processes that are dead."""
-    for place in Path(tempfile.gettempdir()).glob(f"{_prefix(run)}*"):
-        lock = _locked(place)
-        if lock is None:
-            continue
-        log.info("clearing %s away, which a process left that is dead", place)
-        try:
-            shutil.rmtree(place)
-        except OSError as error:
-            log.warning("%s stays: %s", place, error)
-        finally:
-            os.close(lock)
+def clear_abandoned(run: str, patience: float = 0.0) -> None:
+    """Remove the desks of a run's processes that are dead.
+
+    Args:
+        patience: seconds in which others may die yet.
+    """
+    until = time.monotonic() + patience
+    while sum(not _cleared(each) for each in _all(run)) and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _all(run: str) -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob(f"{_prefix(run)}*"))
+
+
+def _cleared(place: Path) -> bool:
+    """Remove the desk of a process that is dead; whether there is nothing more to do."""
+    lock = _locked(place)
+    if lock is None:
+        return not place.exists()
+    log.info("clearing %s away, which a process left that is dead", place)
+    try:
+        shutil.rmtree(place)
+    except OSError as error:
+        log.warning("%s stays: %s", place, error)
+    finally:
+        os.close(lock)
+    return True
 
 
 def _prefix(run: str) -> str:

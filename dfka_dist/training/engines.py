@@ -100,6 +100,12 @@ class Engine:
                 for name, value in self.network.state_dict().items()
             }
 
+    def is_finite(self) -> bool:
+        """See `ledger.Trained`; of partitioned parameters this rank's parts."""
+        own = [getattr(each, "ds_tensor", each) for each in self.network.parameters()]
+        own += [buffer for _, buffer in self._buffers if buffer.is_floating_point()]
+        return all(bool(value.isfinite().all()) for value in own)
+
     def save(self, writing: Writing, name: str) -> None:
         """Parameters and moments in DeepSpeed's own shards, buffers of every rank beside them; a
         collective.

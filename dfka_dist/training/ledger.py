@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from dfka_dist.config import CheckpointSpec
-from dfka_dist.errors import Interrupted, NotKept, RunFailed
+from dfka_dist.errors import Interrupted, NonFiniteNetwork, NotKept, RunFailed
 from dfka_dist.training.checkpoint import Reading, State, Writing, read_state, write_state
 from dfka_dist.training.collectives import Vote, rank_and_size, said_by_any
 from dfka_dist.training.diary import Diary
@@ -44,6 +44,14 @@ class Held(Protocol):
 
     def restore(self, reading: Reading, name: str) -> None:
         """Become what it was; every rank calls."""
+
+
+@runtime_checkable
+class Trained(Held, Protocol):
+    """A network that learns."""
+
+    def is_finite(self) -> bool:
+        """Whether all its numbers are, on this rank."""
 
 
 class Shelf(Protocol):
@@ -162,6 +170,7 @@ class Ledger:
 
         Raises:
             Interrupted: it is to stop; on every worker.
+            NonFiniteNetwork: one holds numbers with which nothing can go on; on every worker.
             NotKept: it could not be written, and the run is to end then.
         """
         step, stops = self._diary.global_step, self._vote.cast(self._stopping())
@@ -181,6 +190,7 @@ class Ledger:
         told, began = dict(self._told), time.monotonic()
         try:
             settle()
+            self._refuse_non_finite()
             self._write(shelf)
         except NotKept as error:
             self._told.clear()
@@ -192,6 +202,14 @@ class Ledger:
         finally:
             self.saving_seconds += time.monotonic() - began
         return True
+
+    def _refuse_non_finite(self) -> None:
+        """Those before it stay, from which the run can go on with other settings."""
+        trained = {name: each for name, each in self._held.items() if isinstance(each, Trained)}
+        broken = said_by_any(", ".join(n for n, each in trained.items() if not each.is_finite()))
+        if broken is not None:
+            what = f"no checkpoint at step {self._diary.global_step}: not finite any more"
+            raise NonFiniteNetwork(f"{what}: {broken}")
 
     def _write(self, shelf: Shelf) -> None:
         step, (rank, size) = self._diary.global_step, rank_and_size()

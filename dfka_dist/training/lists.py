@@ -26,6 +26,10 @@ class BrokenCheckpoint(RunFailed):
     """A checkpoint is not what was written."""
 
 
+class UnfinishedCheckpoint(BrokenCheckpoint):
+    """A list is not there: it never was a checkpoint, as far as can be seen."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Of a checkpoint: files in its folder, and lasting ones, by their names."""
@@ -108,12 +112,12 @@ def read_json(read: Callable[[str], bytes], name: str) -> Any:
     """What a JSON file says.
 
     Raises:
-        BrokenCheckpoint: it is not there, or is none.
+        BrokenCheckpoint: it is none; `UnfinishedCheckpoint` where it is not there.
     """
     try:
         raw = read(name)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise BrokenCheckpoint(str(error)) from error
+        raise UnfinishedCheckpoint(str(error)) from error
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

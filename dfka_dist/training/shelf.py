@@ -23,13 +23,20 @@ from dfka_dist.training.checkpoint import Reading, Writing
 from dfka_dist.training.collectives import gathered, rank_and_size, said_by_any
 from dfka_dist.training.desk import Desk, clear_abandoned
 from dfka_dist.training.fence import Fence
-from dfka_dist.training.lists import LASTING, RUN, BrokenCheckpoint, read_json
+from dfka_dist.training.lists import (
+    LASTING,
+    RUN,
+    BrokenCheckpoint,
+    UnfinishedCheckpoint,
+    read_json,
+)
 from dfka_dist.training.pruning import name_of, prune, steps_in
 
 log = logging.getLogger(__name__)
 
 KEY = "training.checkpoint.storage"
 """Of the configuration, which says where they are."""
+MEND = "mend one, or begin anew with --overwrite and not --resume"
 
 
 class FolderShelf:
@@ -143,25 +150,31 @@ class FolderShelf:
         What processes of this run that are dead have left on this machine's disk is cleared away.
 
         Raises:
-            RunFailed: they cannot be reached by one of the ranks; on all.
+            RunFailed: they cannot be reached by one of the ranks, or there are some and none is
+                whole, and the next one would remove what may be mended; on all.
         """
         clear_abandoned(str(self))
+        lost = False
         for step in reversed(self._agreed_steps()):
             reading, broken, unreachable = None, None, None
             try:
                 reading = self._taken_down(step)
             except BrokenCheckpoint as error:
-                broken = str(error)
+                broken = error
             except RunFailed as error:
                 unreachable = str(error)
             _refuse(said_by_any(unreachable))
-            broken = said_by_any(broken)
-            if broken is None:
+            said = said_by_any(None if broken is None else str(broken))
+            if said is None:
                 return reading
+            was_whole = broken is not None and not isinstance(broken, UnfinishedCheckpoint)
+            lost = any(gathered(was_whole)) or lost
             self._broken.add(step)
-            log.warning("passing over a checkpoint: %s", broken)
+            log.warning("passing over a checkpoint: %s", said)
             if not self.place.is_local:
                 shutil.rmtree(self._near, ignore_errors=True)
+        if lost:
+            raise RunFailed(f"no checkpoint in {self} is whole: {MEND}")
         return None
 
     def _agreed_steps(self) -> list[int]:

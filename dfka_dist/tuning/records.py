@@ -72,8 +72,8 @@ class Folder:
 
     def records(self) -> list[TrialRecord]:
         """Of all trials that are over, in the order in which they ended."""
-        found = [json.loads(path.read_text("utf-8")) for path in self._place.glob(f"*/{_RECORD}")]
-        return sorted((TrialRecord(**each) for each in found), key=lambda each: each.number)
+        found = filter(None, map(_record, self._place.glob("*")))
+        return sorted(found, key=lambda each: each.number)
 
     def write(self, record: TrialRecord) -> None:
         """Add a record, or replace it: whole, or not at all."""
@@ -85,7 +85,7 @@ class Folder:
         """Remove what trials have left that did not end."""
         (self._place / _STOP).unlink(missing_ok=True)
         for place in self._place.glob("*"):
-            if not (place / _RECORD).exists():
+            if _record(place) is None:
                 shutil.rmtree(place)
 
     def forget(self, records: Sequence[TrialRecord]) -> None:
@@ -137,6 +137,14 @@ class Folder:
         """See `ProbeSet.share`."""
         found = load_file(self._place / record.name / _SHARE)
         return found["images"], found["homes"]
+
+
+def _record(place: Path) -> TrialRecord | None:
+    """Of a trial, by its folder; None if it did not end, as far as can be read."""
+    try:
+        return TrialRecord(**json.loads((place / _RECORD).read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -95,17 +95,19 @@ class Job:
         for driver in psutil.Process(self.process.pid).children():  # of nsenter
             driver.send_signal(number)
 
-    def steps(self) -> list[int]:
-        """That it has told of."""
+    def records(self) -> list[dict[str, Any]]:
+        """That are whole by now."""
         place = self.node.path(f"{self.folder}/metrics.jsonl")
         lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
-        return [json.loads(line)["global_step"] for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def steps(self) -> list[int]:
+        """That it has told of."""
+        return [record["global_step"] for record in self.records()]
 
     def loss(self) -> float:
         """What distillation lost last."""
-        place = self.node.path(f"{self.folder}/metrics.jsonl")
-        told = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-        return float(told[-1]["losses"]["distill"])
+        return float(self.records()[-1]["losses"]["distill"])
 
     def wait_for_step(self, step: int) -> None:
         """Until it tells of a step."""

@@ -11,7 +11,6 @@ from network import Node
 from test_faults import MIDDLE, _fair_weather, as_undisturbed
 
 __all__ = ["_fair_weather"]
-pytestmark = pytest.mark.exhaustive
 
 FEW = {
     "training.steps": 6,
@@ -44,6 +43,7 @@ def test_a_wire_that_is_out_for_a_moment_costs_no_more_than_time(
     as_undisturbed(job, undisturbed, nodes)
 
 
+@pytest.mark.exhaustive
 def test_a_node_that_is_cut_off_for_long_is_lost_and_may_come_back(
     nodes: Cluster, undisturbed: Job, far: Node
 ) -> None:
@@ -58,6 +58,7 @@ def test_a_node_that_is_cut_off_for_long_is_lost_and_may_come_back(
     as_undisturbed(job, undisturbed, nodes)
 
 
+@pytest.mark.exhaustive
 def test_a_slow_wire_that_loses_frames_costs_no_more_than_time(nodes: Cluster, far: Node) -> None:
     """Such a wire carries less than 100 KB a second: few steps, beside as few without it."""
     plain = nodes.start("strong", sets=FEW)

@@ -17,7 +17,7 @@ from limits import no_file_longer_than
 from torch import Tensor, nn
 
 from dfka_dist.config import CheckpointSpec, TrainingSpec
-from dfka_dist.errors import NotKept
+from dfka_dist.errors import NonFiniteNetwork, NotKept
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.training.diary import Diary
 from dfka_dist.training.engines import Engine
@@ -46,6 +46,7 @@ def work(rank: int, size: int, folder: Path, storage: str) -> None:
         "homeless": kept(folder / "homeless", no_desk if is_last else untroubled, at=1),
         "ended": ended(folder / "ended", small if is_last else untroubled),
         "differing": differing(folder, rank),
+        "spoiled": spoiled(folder / "spoiled", is_spoiled=is_last),
         "fetched": {stage: fetched(storage.replace("?", f"-{stage}?"), stage) for stage in STAGES},
     }
     torch.save(found, folder / f"{rank}.pt")
@@ -72,6 +73,7 @@ def run(
     at: int = 0,
     steps: int = STEPS,
     stage: int = 1,
+    harm: Callable[[nn.Module], None] | None = None,
     **spec: Any,
 ) -> Tensor:
     """Steps of an engine, with a checkpoint after each; all numbers that came out.
@@ -79,6 +81,7 @@ def run(
     Args:
         trouble: around the saving of one step.
         at: which that is.
+        harm: done to the network before that.
     """
     diary = Diary(TrainingSpec(), LocalTeachers({}), None)
     ledger = Ledger(diary, CheckpointSpec(every=1, **spec), shelf)
@@ -98,6 +101,8 @@ def run(
             pictures = torch.rand(len(columns), 1, 8, 8, generator=noise)
             memory.add(Labelled(pictures, {}, torch.full((len(columns),), -1)))
             diary.tell(step + 1)
+            if harm is not None and step + 1 == at:
+                harm(network)
             with trouble() if step + 1 == at else untroubled():
                 ledger.made(lambda: None)
     made = torch.cat([value.flatten().float() for value in engine.state().values()])
@@ -124,6 +129,21 @@ def ended(place: Path, trouble: Trouble) -> str:
     finally:
         shelf.close()
     return "it went on"
+
+
+def spoiled(place: Path, *, is_spoiled: bool) -> Found:
+    """What is kept of a network that is no number any more on one worker, and what is said."""
+    shelf, said = FolderShelf(str(place), keep=9), "it went on"
+    try:
+        run(shelf, at=2, harm=not_a_number if is_spoiled else None)
+    except NonFiniteNetwork as error:
+        said = str(error)
+    shelf.close()
+    return {"steps": shelf.steps(), "said": said}
+
+
+def not_a_number(network: nn.Module) -> None:
+    next(network.parameters()).data.view(-1)[-1] = float("nan")
 
 
 def differing(folder: Path, rank: int) -> Found:

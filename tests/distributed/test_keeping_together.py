@@ -50,6 +50,13 @@ def test_a_checkpoint_that_is_broken_for_one_worker_is_passed_over_by_both(
         assert "passing over a checkpoint: worker 1: " in found["differing"]["warnings"][0]
 
 
+def test_a_network_that_is_not_finite_on_one_worker_is_kept_by_neither(
+    two: list[dict[str, Any]],
+) -> None:
+    said = "no checkpoint at step 2: not finite any more: worker 1: engine"
+    assert [found["spoiled"] for found in two] == [{"steps": [1], "said": said}] * 2
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_workers_go_on_bit_for_bit_from_what_each_has_fetched(
     two: list[dict[str, Any]], stage: int

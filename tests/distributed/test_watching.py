@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import ray
 from ray._private import state as ray_state
 
+from dfka_dist import watching
 from dfka_dist.config import TrainingSpec
 from dfka_dist.errors import RunFailed
 from dfka_dist.notices import Failure, Meeting, NoticeBoard, Seat
@@ -93,6 +95,31 @@ def test_who_was_late_is_named(board: ray.actor.ActorHandle, in_vain: list[int],
 
 def test_a_worker_that_fails_alone_is_to_be_started_again(board: ray.actor.ActorHandle) -> None:
     assert not ray.get(board.fail.remote(Failure(0, 7, waited=False, story="closed by peer")))
+
+
+def test_workers_that_are_there_and_give_no_sign_are_told_of(
+    board: ray.actor.ActorHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "QUIET", 1.0)
+    ray.get(board.stand.remote(1, stands=True, controller="any"))
+
+    @ray.remote(num_cpus=0)
+    def last(seconds: float) -> None:
+        time.sleep(seconds)
+
+    warnings: list[str] = []
+    training = TrainingSpec(timeout=1.0)
+    watch = Watch(board, last.remote(2.5), lambda: False, training)
+    with pytest.raises(RunFailed, match="ended without a result"):
+        watch.to_the_end([].append, warnings.append)
+    assert warnings and all("no worker has come to another step for" in w for w in warnings)
+
+
+def test_a_worker_that_asks_whether_to_stop_is_a_sign() -> None:
+    board = NoticeBoard()
+    time.sleep(0.2)
+    board.stops()
+    assert board.collect().quiet < 0.1
 
 
 @pytest.mark.parametrize(

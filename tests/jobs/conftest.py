@@ -70,7 +70,7 @@ def config(write: Write, tmp_path: Path) -> Path:
 def programs() -> dict[str, ModuleType]:
     """The jobs as modules; loading them loads Ray and DeepSpeed."""
     loaded = {}
-    for name in ("amalgamate", "evaluate", "benchmark", "tune"):
+    for name in ("amalgamate", "evaluate", "benchmark", "pretrain", "tune"):
         spec = importlib.util.spec_from_file_location(f"job_{name}", JOBS / f"{name}.py")
         assert spec is not None and spec.loader is not None
         loaded[name] = importlib.util.module_from_spec(spec)

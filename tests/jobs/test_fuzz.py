@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from dfka_dist import resuming
 from dfka_dist.archive import ArchivedTeacher, ArchiveWriter, Contents
+from dfka_dist.errors import RunFailed
 from dfka_dist.loading import dump, load
 from dfka_dist.models.sources import read_all_weights
 from dfka_dist.training.checkpoint import Writing
@@ -34,7 +35,7 @@ Call = Callable[..., Ended]
 Path_ = tuple[str | int, ...]
 """Keys from the root of a configuration to a value."""
 
-OPEN = {"arguments", "deepspeed", "node_labels", "evaluations"}
+OPEN = {"arguments", "deepspeed", "node_labels", "evaluations", "space", "trial"}
 """Mappings whose keys are the user's."""
 WRONG: list[Any] = [
     {"unexpected": [None]},
@@ -79,8 +80,10 @@ def is_certainly_wrong(old: Any, new: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The tiny run with every key that there is."""
-    tree: dict[str, Any] = yaml.safe_load(dump(load(write(tmp_path_factory.mktemp("whole")))))
+    """The tiny run with every key that there is, and a search."""
+    search = {"space": {"losses.l2": {"linear": [0.0, 1.0]}}, "trials": 3}
+    place = write(tmp_path_factory.mktemp("whole"), search=search)
+    tree: dict[str, Any] = yaml.safe_load(dump(load(place)))
     return tree
 
 
@@ -108,13 +111,28 @@ def breaks(whole: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+JOBS = {
+    "amalgamate": (120, ["amalgamate"]),
+    "tune": (60, ["tune"]),
+    "evaluate": (40, ["evaluate", "--target-net", "nowhere"]),
+    "pretrain": (20, ["pretrain"]),
+    "benchmark": (20, ["benchmark", "quality"]),
+}
+"""How many of more than 200 configurations each is given, and how it is called."""
+
+
+@pytest.mark.parametrize(("examples", "words"), JOBS.values(), ids=JOBS.keys())
 def test_a_configuration_that_is_broken_in_one_place_is_refused_in_one_line(
-    call: Call, breaks: st.SearchStrategy[dict[str, Any]], tmp_path: Path
+    call: Call,
+    breaks: st.SearchStrategy[dict[str, Any]],
+    tmp_path: Path,
+    examples: int,
+    words: list[str],
 ) -> None:
     output, file = tmp_path / "output", tmp_path / "run.yaml"
 
     @settings(
-        max_examples=250,
+        max_examples=examples,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -122,8 +140,9 @@ def test_a_configuration_that_is_broken_in_one_place_is_refused_in_one_line(
     @given(tree=breaks)
     def refused(tree: dict[str, Any]) -> None:
         file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-        ended = call("amalgamate", "--config", file, "--output", output, "--dry-run")
-        assert ended.refusal.startswith("error: ") and "Traceback" not in ended.err
+        ended = call(*words, "--config", file, "--output", output, "--dry-run")
+        assert ended.refusal.startswith("error: ") and "nowhere" not in ended.err
+        assert "Traceback" not in ended.err
         assert not output.exists()
 
     refused()
@@ -300,6 +319,27 @@ def test_a_checkpoint_that_is_broken_is_passed_over_with_a_warning_and_left_as_i
     assert said.startswith("passing over a checkpoint: checkpoint-000000010: ")
     assert "\n" not in said and SECRET not in said
     assert sorted(place.rglob("*")) == before and not (tmp_path / "o").exists()
+
+
+NEVER_WHOLE = ("a list is missing", "too many wrote it")
+"""As a kill leaves it while the first checkpoint is made."""
+SPOILED = [key for key in BROKEN_CHECKPOINTS if key not in NEVER_WHOLE]
+
+
+@pytest.mark.parametrize("key", SPOILED)
+def test_checkpoints_that_are_all_broken_are_no_reason_to_begin_anew(
+    resumable: Path, tmp_path: Path, key: str
+) -> None:
+    place = tmp_path / "copy"
+    shutil.copytree(resumable, place)
+    storage = place / "checkpoints" / "tiny"
+    shutil.rmtree(storage / f"checkpoint-{STEPS[0]:09}")
+    BROKEN_CHECKPOINTS[key](storage / f"checkpoint-{STEPS[-1]:09}")
+    shelf, before = FolderShelf(str(storage), 9), sorted(place.rglob("*"))
+    with pytest.raises(RunFailed, match=r"no checkpoint in .* is whole: .*--overwrite"):
+        shelf.newest()
+    shelf.close()
+    assert sorted(place.rglob("*")) == before
 
 
 # archives

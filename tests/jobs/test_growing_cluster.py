@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -113,6 +114,22 @@ def test_a_run_that_waits_for_nodes_is_given_them(
     assert ended.code == 0, ended.err
     assert "no checkpoints" in ended.err and not list(folder.glob("checkpoints/checkpoint-*"))
     assert (folder / "result.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_run_does_not_begin_anew_beside_checkpoints_that_its_workers_do_not_reach(
+    address: str, config: Path, tmp_path: Path
+) -> None:
+    """They lie in its output folder, of a time when all was on one node."""
+    folder = tmp_path / "out"
+    (folder / "checkpoints" / "checkpoint-000000500").mkdir(parents=True)
+    sets = ["--set", f"run.address={address}", "--set", "serving.wait_for_nodes=true"]
+    ended = run("amalgamate", "--config", config, "--output", folder, "--resume", *sets)
+    said = (
+        r"error: training\.checkpoint\.storage: .*/checkpoints holds checkpoints, and is a path on"
+    )
+    assert ended.code == 2 and re.match(said, ended.err.splitlines()[-1]), ended.err
+    assert list(folder.glob("checkpoints/checkpoint-*")) and not (folder / "result.json").exists()
 
 
 def test_a_run_that_does_not_wait_is_refused_with_what_is_there(

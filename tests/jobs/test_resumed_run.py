@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def test_without_being_told_to_go_on_a_run_refuses_what_is_there(refused: Refuse
 def test_another_run_does_not_go_on_from_there(refused: Refused, change: str, key: str) -> None:
     refusal = refused("--resume", "--set", change)
     assert refusal.startswith(f"error: {key}: is ") and "when the run began" in refusal
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "what"),
+    [
+        ("training.checkpoint.every=0", "every", "is 0, and {} holds checkpoints"),
+        ("training.checkpoint.storage=elsewhere", "storage", "holds no checkpoint, and the run in"),
+        ("run.seed=1 training.checkpoint.every=0", "", "error: run.seed: "),
+    ],
+)
+def test_a_run_with_checkpoints_does_not_begin_anew_by_mistake(
+    call: Callable[..., Ended], place: Path, tmp_path: Path, change: str, key: str, what: str
+) -> None:
+    folder = tmp_path / "done"
+    shutil.copytree(place / "done", folder)
+    (folder / "result.json").unlink()
+    sets = [a for each in change.split() for a in ("--set", each)]
+    config = place / "run.yaml"
+    refusal = call("amalgamate", "--config", config, "--output", folder, "--resume", *sets).refusal
+    assert what.format(folder / "checkpoints") in refusal
+    assert refusal.startswith(f"error: training.checkpoint.{key}: " if key else "error: run.seed: ")
 
 
 def test_a_run_that_is_over_has_nothing_left_to_do(call: Callable[..., Ended], place: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from running import Ended, run, start
+from running import Ended, run, start, traces
 
 from dfka_dist.loading import load
 from dfka_dist.models.target import TargetNet
@@ -162,6 +162,19 @@ def test_a_sweep_does_not_go_on_in_the_folder_of_a_run(
     config = swept / "run.yaml"
     refusal = call("tune", "--config", config, "--output", tmp_path, "--resume").refusal
     assert refusal == f"error: --output: {tmp_path} holds a run and no sweep (another folder)"
+
+
+@pytest.mark.parametrize("text", ['{"run": {"se', "", "[]"])
+def test_a_sweep_whose_own_file_is_broken_is_refused_by_its_name(
+    call: Callable[..., Ended], write: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
+    config, before = write(tmp_path, search=SEARCH), traces()
+    place = tmp_path / "out" / "sweep.json"
+    place.parent.mkdir()
+    place.write_text(text, encoding="utf-8")
+    refusal = call("tune", "--config", config, "--output", place.parent, "--resume").refusal
+    assert refusal.startswith(f"error: --resume: {place} cannot be read: ")
+    assert [*place.parent.iterdir()] == [place] and traces() == before
 
 
 def test_a_dry_run_says_how_many_trials_run_at_once(

@@ -450,6 +450,43 @@ def test_a_tree_that_holds_itself_is_refused() -> None:
         parse(tree)
 
 
+LISTS = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+LISTS += [f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]" for n in range(1, 12)]
+MERGED = ["a0: &a0 {x: 1}"]
+MERGED += [f"a{n}: &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}" for n in range(1, 12)]
+
+
+@pytest.mark.parametrize("lines", [LISTS, MERGED])
+def test_aliases_that_stand_for_billions_are_refused(tmp_path: Path, lines: list[str]) -> None:
+    place = tmp_path / "run.yaml"
+    place.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match=r"stand for more than 1,000,000 values"):
+        load(place)
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: &a {name: x, again: *a}", encoding="utf-8")
+    with pytest.raises(InputError, match="it holds itself"):
+        load(tmp_path / "run.yaml")
+
+
+def test_what_is_named_again_many_times_is_looked_at_once() -> None:
+    tree, inner = valid(), list[object]()
+    for _ in range(60):
+        inner = [inner, inner]
+    tree["teachers"][0]["arguments"] = 3
+    tree["strange"] = inner
+    with pytest.raises(InputError):
+        parse(tree)
+
+
+def test_aliases_may_be_used(tmp_path: Path) -> None:
+    tree = valid()
+    tree["teachers"][1]["input"] = tree["teachers"][0]["input"]
+    place = written(tmp_path, tree)
+    assert "&id001" in place.read_text() and len(load(place).teachers) == 2
+
+
 @pytest.mark.parametrize("key", ["run", "teachers"])
 def test_missing_section_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
     tree = valid()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,3 +100,18 @@ def test_a_desk_that_is_cleared_away_while_it_is_made_is_made_again(
     clear_abandoned("one")
     assert desk.folder.is_dir()
     desk.close()
+
+
+def test_a_desk_of_a_process_that_dies_soon_is_waited_for(start: Callable[[str], Worker]) -> None:
+    (dying, folder), (_, other) = start("one"), start("two")
+    threading.Timer(0.5, dying.kill).start()
+    clear_abandoned("one", patience=30)
+    assert not folder.exists() and other.exists()
+
+
+def test_a_desk_of_a_process_that_lives_is_not_waited_for_too_long(
+    start: Callable[[str], Worker],
+) -> None:
+    _, folder = start("one")
+    clear_abandoned("one", patience=0.3)
+    assert folder.exists()

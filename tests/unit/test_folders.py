@@ -42,3 +42,22 @@ def test_what_was_left_of_a_folder_that_was_interrupted_does_not_stay(tmp_path: 
         part.mkdir()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_what_was_there(tmp_path: Path) -> None:
+    place = tmp_path / "net"
+    place.mkdir()
+    (place / "first").touch()
+    with pytest.raises(FileNotFoundError), whole(place):
+        pass  # nothing is written
+    assert [p.name for p in tmp_path.rglob("*")] == ["net", "first"]
+
+
+def test_a_folder_that_a_kill_left_aside_is_brought_back(tmp_path: Path) -> None:
+    place = tmp_path / "net"
+    for name in ("net.before", "net.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    with pytest.raises(KeyboardInterrupt), whole(place):
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.rglob("*")] == ["net", "net.before"]

@@ -20,6 +20,7 @@ LIGHT = [
     "dfka_dist.losses",
     "dfka_dist.config",
     "dfka_dist.commandline",
+    "dfka_dist.events",
     "dfka_dist.progress",
     "dfka_dist.models.completion",
     "dfka_dist.models.huggingface",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from limits import no_file_longer_than
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfka_dist.errors import RunFailed
 from dfka_dist.origin import NO_DATA, ONLY_HERE, PARTIAL_DATA
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 
@@ -228,7 +229,6 @@ def test_steps_that_are_done_again_replace_what_is_there(tmp_path: Path) -> None
     with MetricsLog(tmp_path) as log:
         for step, value in [(10, 0.5), (20, 9.0), (30, 9.0)]:
             log.write(record(step, one_hot=value))
-        time.sleep(1.1)  # event files are read in the order of the second in their names
         log.write(record(20, one_hot=1.0))
     assert [r["global_step"] for r in log.records] == [10, 20]
     assert scalars(tmp_path, "joint/one_hot") == [(10, 0.5), (20, 1.0)]
@@ -237,6 +237,63 @@ def test_steps_that_are_done_again_replace_what_is_there(tmp_path: Path) -> None
 def test_a_line_that_a_killed_run_left_half_written_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record(10)) + '\n{"phase": "jo')
     assert MetricsLog(tmp_path).records == [record(10)]
+
+
+def test_an_earlier_start_of_a_run_adds_nothing_to_the_records_of_a_later_one(
+    tmp_path: Path,
+) -> None:
+    earlier = MetricsLog(tmp_path)
+    earlier.write(record(10))
+    earlier.write(record(20))
+    with MetricsLog(tmp_path) as later:
+        earlier.write(record(30))
+        later.write(record(20))
+        with pytest.raises(RunFailed, match="another start of this run writes to "):
+            earlier.write(record(40))
+        later.write(record(30))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["global_step"] for line in lines] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("room", [0, 60, 1000])
+def test_records_that_find_no_room_are_written_with_a_later_one(tmp_path: Path, room: int) -> None:
+    """Whichever file is full first."""
+    told: list[str] = []
+    with MetricsLog(tmp_path, told.append) as log:
+        log.write(record(10, one_hot=0.5))
+        largest = max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        with no_file_longer_than(largest + room if room else 1):
+            for step in range(20, 200, 10):
+                log.write(record(step, one_hot=0.25))
+        log.write(record(200, one_hot=0.25))
+    steps = [*range(10, 210, 10)]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["global_step"] for line in lines] == steps
+    assert [r["global_step"] for r in log.records] == steps
+    assert [step for step, _ in scalars(tmp_path, "joint/one_hot")] == steps
+    (said,) = told
+    assert said == f"{tmp_path / 'metrics.jsonl'} waits until it can be written: File too large"
+
+
+def test_records_outlast_event_files_that_cannot_be_begun(tmp_path: Path) -> None:
+    """The folder's place is taken."""
+    told: list[str] = []
+    (tmp_path / "tensorboard").touch()
+    with MetricsLog(tmp_path, told.append) as log:
+        for step in (10, 20, 30):
+            log.write(record(step))
+        (tmp_path / "tensorboard").unlink()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["global_step"] for line in lines] == [10, 20, 30]
+    assert len(told) == 1 and len(scalars(tmp_path, "joint/waits_teachers")) == 3
+
+
+def test_what_found_no_room_is_written_at_the_end(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, [].append) as log:
+        with no_file_longer_than(1):
+            log.write(record(10))
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
 
 
 # the sample sheet

@@ -66,11 +66,6 @@ def test_an_identity_names_no_place(make: MakeConfig) -> None:
     assert "secret" not in str(identity(config)) and "weights" not in str(identity(config))
 
 
-def test_a_run_may_keep_no_checkpoints(make: MakeConfig, tmp_path: Path) -> None:
-    config = make(training={"checkpoint": {"every": 0}})
-    assert resuming.shelf_of(config, tmp_path, {}) is None
-
-
 def test_an_archive_that_only_one_of_several_nodes_reaches_is_refused(make: MakeConfig) -> None:
     config = make(training={"archive": "/somewhere", "checkpoint": {"every": 0}})
     assert resuming.reachable(None, config, 1) is None
@@ -84,14 +79,14 @@ def test_checkpoints_lie_with_the_results_or_in_the_storage_by_the_run_s_name(
     make: MakeConfig, tmp_path: Path
 ) -> None:
     stored = make(training={"checkpoint": {"storage": "/store/"}})
-    places = [str(resuming.shelf_of(each, tmp_path, {})) for each in (make(), stored)]
+    places = [str(resuming.place_of(each, tmp_path, {})) for each in (make(), stored)]
     assert places == [str(tmp_path / "checkpoints"), f"/store/{stored.run.name}"]
 
 
 def test_a_storage_that_is_none_is_refused(make: MakeConfig, tmp_path: Path) -> None:
     config = make(training={"checkpoint": {"storage": "nowhere://x"}})
     with pytest.raises(InputError, match=resuming.KEY):
-        resuming.shelf_of(config, tmp_path, {})
+        resuming.place_of(config, tmp_path, {})
 
 
 def test_several_nodes_share_no_disk_unless_it_is_said(make: MakeConfig, tmp_path: Path) -> None:
@@ -99,7 +94,7 @@ def test_several_nodes_share_no_disk_unless_it_is_said(make: MakeConfig, tmp_pat
         make(training={"checkpoint": each})
         for each in ({}, {"storage": "/store"}, {"storage": "/store", "shared": True})
     )
-    shelves = [resuming.shelf_of(each, tmp_path, {}) for each in (own, stored, shared)]
+    shelves = [resuming.place_of(each, tmp_path, {}) for each in (own, stored, shared)]
     assert resuming.reachable(shelves[0], own, 1) is shelves[0]
     assert resuming.reachable(shelves[0], own, 2) is None
     assert resuming.reachable(shelves[2], shared, 2) is shelves[2]
@@ -136,3 +131,27 @@ def test_a_run_does_not_begin_anew_where_its_checkpoints_are_not(
         resuming.refuse_lost(shelf, tmp_path)
     (tmp_path / "elsewhere" / "checkpoint-000000500").mkdir(parents=True)
     resuming.refuse_lost(shelf, tmp_path)
+
+
+def test_a_run_that_keeps_no_more_checkpoints_does_not_begin_anew_beside_some(
+    tmp_path: Path,
+) -> None:
+    there = FolderShelf(str(tmp_path), keep=1)
+    resuming.refuse_idle(there)
+    (tmp_path / "checkpoint-000000500").mkdir()
+    said = r"training\.checkpoint\.every: is 0, and .* holds checkpoints .*more than 0, or --overw"
+    with pytest.raises(InputError, match=said):
+        resuming.refuse_idle(there)
+
+
+def test_a_run_does_not_begin_anew_beside_checkpoints_that_its_workers_do_not_reach(
+    tmp_path: Path,
+) -> None:
+    there = FolderShelf(str(tmp_path), keep=1)
+    resuming.refuse_out_of_reach(there, [], 2)
+    said = (
+        r"training\.checkpoint\.storage: .* holds checkpoints, .* each of 2 nodes for itself "
+        r"\(.*training\.checkpoint\.shared: true, or --overwrite"
+    )
+    with pytest.raises(InputError, match=said):
+        resuming.refuse_out_of_reach(there, [500], 2)

@@ -117,6 +117,28 @@ def test_one_that_was_broken_when_it_was_read_takes_nobodys_place(
     assert shelf.steps() == [20, 40]
 
 
+@pytest.mark.parametrize("harm", ["thing/step.txt", "run.json", "files-0.json"])
+def test_a_run_does_not_begin_anew_where_every_checkpoint_is_broken(
+    shelf: FolderShelf, root: Path, harm: str
+) -> None:
+    """The next one would remove what may be mended."""
+    for step in shelf.steps():
+        (root / f"checkpoint-{step:09}" / harm).write_text("{")
+    said = f"no checkpoint in {root} is whole: mend one, or begin anew with --overwrite"
+    with pytest.raises(RunFailed, match=said):
+        shelf.newest()
+    assert shelf.steps() == [20, 30]
+
+
+@pytest.mark.parametrize("missing", ["run.json", "files-0.json"])
+def test_a_run_that_was_killed_as_it_made_its_first_checkpoint_begins(
+    shelf: FolderShelf, root: Path, missing: str
+) -> None:
+    for step in shelf.steps():
+        (root / f"checkpoint-{step:09}" / missing).unlink()
+    assert shelf.newest() is None
+
+
 def test_it_tells_whose_checkpoints_they_are(shelf: FolderShelf) -> None:
     told = shelf.told()
     assert told is not None and told["identity"] == {"seed": 3}
