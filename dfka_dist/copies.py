@@ -41,6 +41,33 @@ class Copy:
         """
         return self._place is not None and self._names[-1] in self._place.names()
 
+    def text(self, name: str) -> str | None:
+        """What a file of it says; None if it is not there.
+
+        Raises:
+            InputError: the place cannot be reached.
+        """
+        if self._place is None or name not in self._place.names():
+            return None
+        try:
+            with self._place.open(name) as file:
+                return str(file.read().decode("utf-8", errors="replace"))
+        except UNREACHABLE as error:
+            raise self._place.unreachable(error, name) from None
+
+    def reopen(self) -> None:
+        """Let go what says that it is whole, and nothing else.
+
+        Raises:
+            InputError: it cannot be removed.
+        """
+        if self._place is None or not self.is_whole():
+            return
+        try:
+            self._place.remove(self._names[-1])
+        except UNREACHABLE as error:
+            raise self._place.unreachable(error) from None
+
     def refuse_existing(self) -> None:
         """Make sure that there is none.
 

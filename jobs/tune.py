@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dfka_dist import clusters, commandline, copies, preparing, resuming
-from dfka_dist.config import RunConfig
+from dfka_dist.config import RunConfig, SearchSpec
 from dfka_dist.errors import InputError, RunFailed
 from dfka_dist.folders import write_whole
 from dfka_dist.loading import dump
@@ -23,7 +23,7 @@ from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.nodes import NodeResources, read_nodes
 from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
-from dfka_dist.tuning import outcome, room
+from dfka_dist.tuning import keeping, outcome, room
 from dfka_dist.tuning.ranking import Jury
 from dfka_dist.tuning.records import Folder
 from dfka_dist.tuning.showing import Showing
@@ -52,10 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     copy = copies.copy_of(config, f"{config.run.name}-sweep", folder, outcome.COPIED)
     if arguments.resume:
         _refuse_another(folder, own)
+        keeping.refuse_another_copy(copy, own)
     elif not arguments.overwrite:
         copy.refuse_existing()
     if arguments.dry_run:
         return _show(given, ready, _nodes(arguments, config))
+    if arguments.resume and _is_over(folder, copy, space.spec):
+        return
     nodes = None if config.run.address else clusters.this_machine(config)
     if nodes is not None:
         room.concurrent(ready, nodes)
@@ -66,15 +69,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         concurrent, why = room.concurrent(ready, nodes or found)
         if arguments.resume:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / keeping.PAGE).unlink(missing_ok=True)
+            copy.reopen()
         else:
             commandline.emptied(folder, outcome.LEFT)
-        write_whole(folder / outcome.IDENTITY, json.dumps(own))
+            copy.clear()
+        write_whole(folder / keeping.IDENTITY, json.dumps(own))
         write_whole(folder / "resolved.yaml", dump(given))
         commandline.log_to(folder)
         journal.info("%s", why)
         for warning in preparing.warnings(given, ready):
             print(f"warning: {warning}", file=sys.stderr)
-        copy.clear()
         lines = _search(space, ready, placement, folder, concurrent)
     print("\n".join([*lines, *copy.make()]))
 
@@ -91,11 +96,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse_another(folder: Path, own: Mapping[str, Any]) -> None:
     """Make sure that what lies in the folder is this sweep."""
-    place = folder / outcome.IDENTITY
+    place = folder / keeping.IDENTITY
     if place.exists():
         resuming.refuse_difference(json.loads(place.read_text("utf-8")), own)
     elif folder.exists() and any((folder / name).exists() for name in outcome.LEFT):
         raise InputError("--output", f"{folder} holds a run and no sweep", "another folder")
+
+
+def _is_over(folder: Path, copy: copies.Copy, spec: SearchSpec) -> bool:
+    """Whether all is done; says so. A copy that is missing is made."""
+    is_here, is_copied = keeping.is_over(folder, spec), keeping.is_copied(copy, spec)
+    if not is_here and not is_copied:
+        return False
+    print(f"this sweep is over: {folder / keeping.PAGE if is_here else copy}")
+    if not is_copied:
+        for line in copy.make():
+            print(line)
+    return True
 
 
 def _search(

@@ -150,6 +150,23 @@ def test_a_sweep_of_another_space_does_not_go_on(call: Callable[..., Ended], swe
     )
 
 
+def test_a_sweep_that_is_over_has_nothing_left_to_do(
+    call: Callable[..., Ended], swept: Path, tmp_path: Path
+) -> None:
+    storage, copy = tmp_path / "storage", tmp_path / "storage" / "tiny-sweep" / "result"
+    stored = (f"training.checkpoint.storage={storage}", "training.checkpoint.shared=true")
+    sets = [a for change in stored for a in ("--set", change)]
+    given = ("tune", "--config", swept / "run.yaml", *sets, "--resume", "--output")
+    over = f"this sweep is over: {swept / 'out' / 'sweep.html'}\n"
+    assert call(*given, swept / "out").out == f"{over}copied:  {copy}\n"
+    assert call(*given, swept / "out").out == over
+    assert call(*given, tmp_path / "elsewhere").out == f"this sweep is over: {copy}\n"
+    assert (copy / "sweep.html").exists() and not (tmp_path / "elsewhere").exists()
+    other = "search.space={losses.group: {choices: [1.0]}}"
+    refusal = call(*given, tmp_path / "elsewhere", "--set", other).refusal
+    assert refusal.startswith("error: search.space.")
+
+
 def test_a_sweep_is_not_written_over(call: Callable[..., Ended], swept: Path) -> None:
     refusal = call("tune", "--config", swept / "run.yaml", "--output", swept / "out").refusal
     assert "already holds a run (another folder, --resume, or --overwrite)" in refusal

@@ -39,6 +39,7 @@ LIGHT = [
     "dfka_dist.training.memory",
     "dfka_dist.training.branching",
     "dfka_dist.training.probe",
+    "dfka_dist.tuning.keeping",
 ]
 
 
