@@ -10,7 +10,14 @@ from typing import Any
 from ray import tune
 from ray.tune.stopper import NoopStopper, Stopper
 
-from dfka_dist.tuning.records import DIED, Folder, Status, TrialRecord
+from dfka_dist.tuning.records import (
+    DIED,
+    Folder,
+    Status,
+    TrialRecord,
+    is_homeless,
+    is_passing,
+)
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Point
 from dfka_dist.tuning.trial import END, METRIC, POINT
@@ -60,6 +67,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
         began: when the sweep did, all starts together, as `time.monotonic` counts.
         stopping: whether the user asked for the end: what is cut off by that is no result.
         pilots: whether there is nothing yet that agreements could be compared on.
+        at_once: trials that run at the same time.
     """
 
     def __init__(
@@ -70,15 +78,18 @@ class Listener(tune.Callback):  # type: ignore[misc]
         showing: Showing,
         *,
         pilots: bool,
+        at_once: int,
     ) -> None:
         self.folder, self._began, self._stopping = folder, began, stopping
-        self._showing, self._pilots = showing, pilots
+        self._showing, self._pilots, self._at_once = showing, pilots, at_once
         self.running: dict[str, tuple[float, list[float]]] = {}
         """By name when each trial began, and its agreements."""
         self.fatal: str | None = None
         """Why no trial more should be tried."""
         self._ends: dict[str, Status] = {}
-        self._failures = 0
+        self._failures = self._homeless = 0
+        self.passed: str | None = None
+        """Why the last trial ended that is to be tried again."""
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of everything, which nobody reads here."""
@@ -106,7 +117,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
             return
         _, own = self.running[trial.trial_id]
         status = self._ends.get(trial.trial_id, "stopped")
-        self._failures = 0
+        self._failures = self._homeless = 0
         if status == "finished" or (own and not self._stopping()):
             self._keep(trial, status)
         del self.running[trial.trial_id]
@@ -115,13 +126,30 @@ class Listener(tune.Callback):  # type: ignore[misc]
         """See `ray.tune.Callback`."""
         why = self.folder.why(trial.trial_id)
         log.error("trial %s failed: %s", trial.trial_id, why)
-        self._keep(trial, "failed", why)
+        if self._stopping() or self.folder.is_stopped:
+            self.folder.drop(trial.trial_id)  # who is told to stop is not at fault
+        elif is_passing(why):
+            self.passed = why
+            self.folder.drop(trial.trial_id)
+            self._showing.dropped(trial.trial_id, why)
+        else:
+            self._keep(trial, "failed", why)
         self.running.pop(trial.trial_id, None)
+        self._count(why)
+        if why == DIED:  # and Ray Train with it, which may have left its room taken
+            self.fatal = f"the process of trial {trial.trial_id} died; is there memory enough?"
+
+    def _count(self, why: str) -> None:
+        """Whether no trial more should be tried, as no room is found or all fail."""
+        if is_homeless(why):
+            self._homeless += not any(self.folder.is_housed(name) for name in self.running)
+            if self._homeless >= self._at_once:
+                self.fatal = f"no trial finds room: {why.partition(': ')[2]}"
+            return
+        self._homeless = 0
         self._failures += 1
         if self._failures == FAILURES:
             self.fatal = f"{FAILURES} trials failed one after another, the last: {why}"
-        if why == DIED:  # and Ray Train with it, which may have left its room taken
-            self.fatal = f"the process of trial {trial.trial_id} died; is there memory enough?"
 
     def _keep(self, trial: Any, status: Status, why: str | None = None) -> None:
         now = time.monotonic()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfka_dist import results
+from dfka_dist.errors import NoRoom, TeacherUnavailable
 from dfka_dist.folders import whole, write_whole
 from dfka_dist.models.target import TargetNet
 from dfka_dist.training.outcome import Outcome
@@ -23,6 +24,8 @@ TRIALS = "trials"
 """Folder of all trials in the folder of a sweep."""
 _RECORD, _SHARE, _WHY, _STOP = "trial.json", "share.safetensors", "why.txt", "stop"
 DIED = "its process died"
+_PASSING = (NoRoom, TeacherUnavailable)
+_HOUSED = "housed"
 
 Status = Literal["finished", "stopped", "failed"]
 
@@ -124,6 +127,20 @@ class Folder:
         place = self._place / name / _WHY
         return place.read_text("utf-8") if place.exists() else DIED
 
+    def house(self, name: str) -> None:
+        """A trial has workers that compute."""
+        place = self._place / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / _HOUSED).touch()
+
+    def is_housed(self, name: str) -> bool:
+        """See `house`."""
+        return (self._place / name / _HOUSED).exists()
+
+    def drop(self, name: str) -> None:
+        """Remove what a trial has left that is no result."""
+        shutil.rmtree(self._place / name, ignore_errors=True)
+
     def target(self, record: TrialRecord, code: Sequence[str]) -> TargetNet:
         """Of a finished trial, in eval mode.
 
@@ -137,6 +154,17 @@ class Folder:
         """See `ProbeSet.share`."""
         found = load_file(self._place / record.name / _SHARE)
         return found["images"], found["homes"]
+
+
+def is_homeless(why: str) -> bool:
+    """Whether a trial ended because it found no room."""
+    return why.startswith(f"{NoRoom.__name__}: ")
+
+
+def is_passing(why: str) -> bool:
+    """Whether a trial ended for something that is not its own: another time the same may end
+    well."""
+    return why.startswith(tuple(f"{error.__name__}: " for error in _PASSING))
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

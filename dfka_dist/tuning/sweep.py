@@ -63,23 +63,22 @@ class Sweep:
             Interrupted: it was asked for; what is over is kept.
             RunFailed: no pilot came to its end, or trials fail that are not at fault.
         """
-        probe = self._piloted()
-        known = self._ring.folder.records()
+        contest = Contest(self._piloted())
         if self._spec.algorithm == "grid":
-            tried = [record.point for record in known]
-            self._try_all([p for p in self._space.grid() if p not in tried], Contest(probe))
-        else:
+            self._try_all(self._space.grid(), contest)
+            return self._ring.folder.records()
+        while not self._is_over():
+            known = self._ring.folder.records()
             missing = -1 if self._spec.most is None else max(0, self._spec.most - len(known))
-            if missing and not self._is_over():
-                search = sampled(self._space, known, self._ring.concurrent)
-                self._fit(Contest(probe), {}, missing, search)
+            if not missing:
+                break
+            self._fit(contest, {}, missing, sampled(self._space, known, self._ring.concurrent))
         return self._ring.folder.records()
 
     def _piloted(self) -> Heard:
         """Run the pilots that are missing; the probe set that all of them make."""
         folder = self._ring.folder
-        tried = [record.point for record in folder.records()]
-        missing = [point for point in self._space.pilots() if point not in tried]
+        missing = self._untried(self._space.pilots())
         if missing and not self._is_over():
             self._showing.message(f"{len(missing)} pilots, on whose images all are compared")
             self._try_all(missing, Contest())
@@ -108,16 +107,33 @@ class Sweep:
             self._ring.folder.forget(last)
 
     def _try_all(self, points: list[Point], contest: Contest) -> None:
-        if points:
-            self._fit(contest, {POINT: tune.grid_search(points)}, 1, None)
+        while (missing := self._untried(points)) and not self._is_over():
+            self._fit(contest, {POINT: tune.grid_search(missing)}, 1, None)
+
+    def _untried(self, points: list[Point]) -> list[Point]:
+        tried = [record.point for record in self._ring.folder.records()]
+        return [point for point in points if point not in tried]
 
     def _fit(
         self, contest: Contest, space: dict[str, Any], samples: int, search: OptunaSearch | None
     ) -> None:
-        """Run trials until there are `samples` of the space, or it is time; -1 for no end."""
+        """Run trials until there are `samples` of the space, or it is time; -1 for no end.
+
+        Those that end for what is not their own are no result, and missing afterwards.
+
+        Raises:
+            Interrupted, RunFailed: see `run`.
+        """
         ring = self._ring
-        pilots = contest.probe is None
-        listener = Listener(ring.folder, self._began, self._stopping, self._showing, pilots=pilots)
+        pilots, before = contest.probe is None, len(ring.folder.records())
+        listener = Listener(
+            ring.folder,
+            self._began,
+            self._stopping,
+            self._showing,
+            pilots=pilots,
+            at_once=ring.concurrent,
+        )
         patience = ring.space.trial(ring.space.own).training.checkpoint.grace + MARGIN
         entry = Entry(ring, contest)
         with tempfile.TemporaryDirectory(prefix="dfka-") as place:
@@ -146,6 +162,8 @@ class Sweep:
             raise Interrupted(what)
         if listener.fatal is not None:
             raise RunFailed(f"{listener.fatal}; --resume goes on")
+        if len(ring.folder.records()) == before and not self._is_over():
+            raise RunFailed(f"no trial came to a result: {listener.passed}; --resume goes on")
 
     def _is_over(self) -> bool:
         seconds = self._spec.seconds

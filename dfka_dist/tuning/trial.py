@@ -62,7 +62,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._entry, self._point = entry, config.get(POINT, config)
         self._stop = threading.Event()
         self._told: queue.Queue[Result | Exception] = queue.Queue()
-        self._last, self._seen = 0.0, -1
+        self._last, self._seen, self._housed = 0.0, -1, False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -116,6 +116,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _on_record(self, record: Record) -> None:
         """Pass a judgement on, once: workers that were started again begin anew."""
+        if not self._housed:
+            self._housed = True
+            self._entry.ring.folder.house(self.trial_id)
         if METRIC in record and record["global_step"] > self._seen:
             self._last, self._seen = record[METRIC], record["global_step"]
             self._told.put({METRIC: self._last, END: None})

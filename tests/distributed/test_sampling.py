@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.errors import NoRoom, TeacherUnavailable
 from dfka_dist.tuning.importance import importances
 from dfka_dist.tuning.listening import FAILURES, Listener, Switch
 from dfka_dist.tuning.records import DIED, Folder, TrialRecord, write_table
@@ -91,9 +92,9 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def make_listener(folder: Folder) -> Callable[..., Listener]:
-    def make(*, stopping: bool = False) -> Listener:
-        showing = Showing("sweep", io.StringIO())
-        return Listener(folder, time.monotonic(), lambda: stopping, showing, pilots=False)
+    def make(*, stopping: bool = False, at_once: int = 2) -> Listener:
+        showing, own = Showing("sweep", io.StringIO()), {"pilots": False, "at_once": at_once}
+        return Listener(folder, time.monotonic(), lambda: stopping, showing, **own)
 
     return make
 
@@ -160,6 +161,50 @@ def test_failures_one_after_another_end_a_sweep(make_listener: Callable[..., Lis
         listener.on_trial_error(1, [], trial(f"t{index}"))
     assert switch.stop_all() and listener.fatal is not None
     assert listener.fatal.endswith("the last: ValueError: no")
+
+
+def failed(listener: Listener, name: str, error: Exception) -> None:
+    listener.on_trial_start(1, [], trial(name))
+    listener.folder.failed(name, error)
+    listener.on_trial_error(1, [], trial(name))
+
+
+@pytest.mark.parametrize("error", [NoRoom("no worker for 600 s"), TeacherUnavailable("one: lost")])
+def test_what_is_not_a_trials_own_is_no_result(
+    make_listener: Callable[..., Listener], folder: Folder, error: Exception
+) -> None:
+    listener = make_listener()
+    failed(listener, "a", error)
+    assert folder.records() == [] and listener.passed and listener.fatal is None
+
+
+def test_a_failure_while_it_stops_is_no_result(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    failed(make_listener(stopping=True), "a", ValueError("no"))
+    listener = make_listener()
+    folder.stop()
+    failed(listener, "b", ValueError("no"))
+    assert folder.records() == []
+
+
+def test_a_sweep_ends_when_no_trial_finds_room(make_listener: Callable[..., Listener]) -> None:
+    listener = make_listener(at_once=2)
+    failed(listener, "a", NoRoom("no worker for 600 s"))
+    assert listener.fatal is None
+    failed(listener, "b", NoRoom("no worker for 600 s"))
+    assert listener.fatal == "no trial finds room: no worker for 600 s"
+
+
+def test_a_sweep_goes_on_with_the_trials_that_found_room(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    listener = make_listener(at_once=2)
+    listener.on_trial_start(1, [], trial("housed"))
+    folder.house("housed")
+    for index in range(2 * FAILURES):
+        failed(listener, f"t{index}", NoRoom("no worker for 600 s"))
+    assert listener.fatal is None and folder.is_housed("housed")
 
 
 def test_a_process_that_dies_ends_a_sweep(
