@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dfka_dist.config import Range, RunConfig, SearchSpec
+from dfka_dist.config import Node, Range, RunConfig, SearchSpec
 from dfka_dist.errors import InputError
 from dfka_dist.loading import parse
 
@@ -162,15 +162,25 @@ class Space:
             remedy = "a key of losses, training or generator"
             raise InputError(f"search.{section}.{key}", what, remedy)
         _value(self._tree, section, key)
+        if section == "trial" and self._is_section(key):
+            remedy = f"its keys one by one, dotted: {key}.KEY: VALUE"
+            raise InputError(f"search.{section}.{key}", "is a section", remedy)
+
+    def _is_section(self, key: str) -> bool:
+        """Whether a key has keys of its own, which `search.trial` would all replace at once."""
+        place: Any = self._config
+        for part in key.split("."):
+            place = getattr(place, part) if isinstance(place, Node) else place[part]
+        return isinstance(place, Node)
 
     def _with(self, values: Mapping[str, Any]) -> RunConfig:
         tree = copy.deepcopy(self._tree)
         for key, value in values.items():
-            *path, last = key.split(".")
-            place = tree
-            for part in path:
-                place = place[part]
-            place[last] = value
+            above, _, last = key.rpartition(".")
+            place = _value(tree, "trial", above) if above else tree
+            if not isinstance(place, dict):
+                raise InputError(key, f"{above} is replaced by {place!r}", "one of the two keys")
+            place[last] = copy.deepcopy(value)
         return parse(tree)
 
 

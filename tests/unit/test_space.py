@@ -163,6 +163,22 @@ def test_what_all_trials_have_must_be_of_the_run(make_space: MakeSpace) -> None:
         make_space(RANGE, trial={"training.step": 7})
 
 
+@pytest.mark.parametrize("key", ["training", "losses", "generator"])
+def test_a_whole_section_is_not_what_all_trials_have(make_space: MakeSpace, key: str) -> None:
+    line = f"search.trial.{key}: is a section (its keys one by one, dotted: {key}.KEY: VALUE)"
+    with pytest.raises(InputError) as refusal:
+        make_space(RANGE, trial={key: {}})
+    assert str(refusal.value) == line
+
+
+def test_trials_may_have_a_value_that_is_a_mapping(make_space: MakeSpace) -> None:
+    trial = {"target.arguments": {"widths": [2, 3, 4]}, "training.steps": 7}
+    space = make_space(RANGE, trial=trial)
+    for _ in range(2):
+        assert space.trial(space.own).target.arguments == {"widths": [2, 3, 4]}
+    assert space.spec.trial == trial
+
+
 @pytest.mark.parametrize(
     ("budget", "most"),
     [({}, 20), ({"trials": 7}, 7), ({"seconds": 9.0}, None), ({"seconds": 9.0, "trials": 7}, 7)],
