@@ -56,6 +56,8 @@ class Space:
         self._whole = {key: self._checked(key, own) for key, own in self.spec.space.items()}
         if self.spec.algorithm == "grid" and any(r.bounds for r in self.spec.space.values()):
             raise InputError("search.algorithm", "a grid has no ranges", "choices, or random")
+        for point in [self.own, *(self.grid() if self.spec.algorithm == "grid" else [])]:
+            self._refuse_impossible(point)
 
     @property
     def own(self) -> Point:
@@ -79,11 +81,20 @@ class Space:
         return {key: whole[key] for key in ("space", "trial", "pilots", "algorithm")}
 
     def run(self, point: Point) -> RunConfig:
-        """The whole run with the values of a point, without its search."""
+        """The whole run with the values of a point, without its search.
+
+        Raises:
+            InputError: they do not go together.
+        """
         return self._with(point)
 
     def trial(self, point: Point) -> RunConfig:
-        """The trial of a point: the run with what all trials have instead of its own."""
+        """The trial of a point: the run with what all trials have instead of its own.
+
+        Raises:
+            InputError: its values do not go together, in the trial or in the whole run.
+        """
+        self._with(point)
         return self._with(self.spec.trial | _APART | point)
 
     def is_whole(self, key: str) -> bool:
@@ -97,11 +108,14 @@ class Space:
             yield {key: self._drawn(key, own, source) for key, own in self.spec.space.items()}
 
     def pilots(self) -> list[Point]:
-        """The run's own values and drawn ones, each once; fewer where there are not as many."""
+        """The run's own values and drawn ones that can be a run, each once; fewer where there are
+        not as many."""
         drawn = itertools.islice(self.draws(), 100 * self.spec.pilots)
         found = [self.own]
         for point in drawn:
-            if len(found) < self.spec.pilots and point not in found:
+            if len(found) == self.spec.pilots:
+                break
+            if point not in found and self._is_possible(point):
                 found.append(point)
         return found
 
@@ -148,8 +162,25 @@ class Space:
             return False
         return True
 
+    def _refuse_impossible(self, point: Point) -> None:
+        try:
+            self.trial(point)
+        except InputError as error:
+            values = ", ".join(f"{key} {value}" for key, value in point.items())
+            what = f"{values} cannot be a run: {error.key} {error.what}"
+            raise InputError("search.space", what, error.remedy) from None
+
+    def _is_possible(self, point: Point) -> bool:
+        try:
+            self.trial(point)
+        except InputError:
+            return False
+        return True
+
     def _tried(self, section: str, key: str, value: Any) -> None:
         try:
+            if section == "space":
+                self._with({key: value})  # as best.yaml has it
             self._with(self.spec.trial | {key: value})
         except InputError as error:
             what = f"{value!r} is none of its values: {error.key} {error.what}"

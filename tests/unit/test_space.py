@@ -158,6 +158,31 @@ def test_a_grid_without_choices_is_refused(make_space: MakeSpace) -> None:
         make_space(RANGE, algorithm="grid")
 
 
+def test_a_value_that_only_trials_could_have_is_refused(make_space: MakeSpace) -> None:
+    space = {"target.branch": {"choices": ["last", "best"]}}
+    trial = {"training.branch_steps": 100}
+    line = r"^search\.space\.target\.branch: 'best' is none of its values: training.branch_steps "
+    with pytest.raises(InputError, match=line):
+        make_space(space, training={"branch_steps": 0}, trial=trial)
+
+
+APART = {"training.batch_size": {"choices": [12, 8]}, "training.fresh_every": {"choices": [1, 3]}}
+"""8 and 3 do not go together."""
+
+
+def test_a_grid_with_a_point_that_cannot_be_a_run_is_refused(make_space: MakeSpace) -> None:
+    line = r"^search\.space: training\.batch_size 8, training\.fresh_every 3 cannot be a run: "
+    with pytest.raises(InputError, match=line):
+        make_space(APART, training={"batch_size": 12}, algorithm="grid")
+
+
+def test_pilots_can_be_runs(make_space: MakeSpace) -> None:
+    space = make_space(APART, training={"batch_size": 12, "fresh_every": 1}, pilots=4)
+    assert len(space.pilots()) == 3
+    with pytest.raises(InputError, match=r"training\.batch_size: 8 does not divide"):
+        space.trial({"training.batch_size": 8, "training.fresh_every": 3})
+
+
 def test_what_all_trials_have_must_be_of_the_run(make_space: MakeSpace) -> None:
     with pytest.raises(InputError, match=r"search.trial.training.step: unknown key"):
         make_space(RANGE, trial={"training.step": 7})
