@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.stopper import NoopStopper, Stopper
 
+from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.records import (
     DIED,
     Folder,
@@ -68,6 +69,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
         stopping: whether the user asked for the end: what is cut off by that is no result.
         pilots: whether there is nothing yet that agreements could be compared on.
         at_once: trials that run at the same time.
+        leavers: those of its trials that are over.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Listener(tune.Callback):  # type: ignore[misc]
         *,
         pilots: bool,
         at_once: int,
+        leavers: Leavers,
     ) -> None:
         self.folder, self._began, self._stopping = folder, began, stopping
         self._showing, self._pilots, self._at_once = showing, pilots, at_once
+        self._leavers = leavers
         self.running: dict[str, tuple[float, list[float]]] = {}
         """By name when each trial began, and its agreements."""
         self.fatal: str | None = None
@@ -113,6 +117,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
+        self._leavers.told(trial.trial_id)
         if trial.trial_id not in self.running:
             return
         _, own = self.running[trial.trial_id]
@@ -126,6 +131,8 @@ class Listener(tune.Callback):  # type: ignore[misc]
         """See `ray.tune.Callback`."""
         why = self.folder.why(trial.trial_id)
         log.error("trial %s failed: %s", trial.trial_id, why)
+        if why == DIED:
+            self._leavers.died(trial.trial_id)
         if self._stopping() or self.folder.is_stopped:
             self.folder.drop(trial.trial_id)  # who is told to stop is not at fault
         elif is_passing(why):
@@ -136,8 +143,10 @@ class Listener(tune.Callback):  # type: ignore[misc]
             self._keep(trial, "failed", why)
         self.running.pop(trial.trial_id, None)
         self._count(why)
-        if why == DIED:  # and Ray Train with it, which may have left its room taken
-            self.fatal = f"the process of trial {trial.trial_id} died; is there memory enough?"
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """See `ray.tune.Callback`."""
+        self._leavers.look(alone=not self.running)
 
     def _count(self, why: str) -> None:
         """Whether no trial more should be tried, as no room is found or all fail."""
@@ -150,6 +159,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
         self._failures += 1
         if self._failures == FAILURES:
             self.fatal = f"{FAILURES} trials failed one after another, the last: {why}"
+            self.fatal += "; is there memory enough?" if why == DIED else ""
 
     def _keep(self, trial: Any, status: Status, why: str | None = None) -> None:
         now = time.monotonic()

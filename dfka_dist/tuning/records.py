@@ -25,7 +25,7 @@ TRIALS = "trials"
 _RECORD, _SHARE, _WHY, _STOP = "trial.json", "share.safetensors", "why.txt", "stop"
 DIED = "its process died"
 _PASSING = (NoRoom, TeacherUnavailable)
-_HOUSED = "housed"
+_HOUSED, _RUNNING = "housed", "running"
 
 Status = Literal["finished", "stopped", "failed"]
 
@@ -127,15 +127,30 @@ class Folder:
         place = self._place / name / _WHY
         return place.read_text("utf-8") if place.exists() else DIED
 
-    def house(self, name: str) -> None:
+    def began(self, name: str) -> None:
+        """A trial holds what it may have to let go."""
+        self._mark(name, _RUNNING)
+
+    def ended(self, name: str) -> None:
+        """It has let it go."""
+        (self._place / name / _RUNNING).unlink(missing_ok=True)
+
+    def is_running(self, name: str) -> bool:
+        """Whether it has begun and not ended."""
+        return (self._place / name / _RUNNING).exists()
+
+    def housed(self, name: str) -> None:
         """A trial has workers that compute."""
-        place = self._place / name
-        place.mkdir(parents=True, exist_ok=True)
-        (place / _HOUSED).touch()
+        self._mark(name, _HOUSED)
 
     def is_housed(self, name: str) -> bool:
-        """See `house`."""
+        """See `housed`."""
         return (self._place / name / _HOUSED).exists()
+
+    def _mark(self, name: str, mark: str) -> None:
+        place = self._place / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / mark).touch()
 
     def drop(self, name: str) -> None:
         """Remove what a trial has left that is no result."""

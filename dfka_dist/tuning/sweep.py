@@ -17,10 +17,12 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search.optuna import OptunaSearch
 
 from dfka_dist.errors import Interrupted, RunFailed
+from dfka_dist.launch import PREFIX
 from dfka_dist.training.probe import Contest, Heard
+from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.listening import FAILURES, MARGIN, Listener, Switch
 from dfka_dist.tuning.ranking import Jury
-from dfka_dist.tuning.records import DIED, TrialRecord
+from dfka_dist.tuning.records import TrialRecord
 from dfka_dist.tuning.sampling import sampled
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Point
@@ -96,14 +98,14 @@ class Sweep:
         return probe
 
     def _forgive(self) -> None:
-        """Let points be tried again that failed for a reason from outside: pilots of which none
-        finished, and the failures that ended an earlier start."""
+        """Let points be tried again that may not be at fault: pilots of which none finished, and
+        the failures that ended an earlier start."""
         records = self._ring.folder.records()
         pilots = [record for record in records if record.pilot]
         last = list(itertools.takewhile(lambda each: each.status == "failed", reversed(records)))
         if not any(pilot.status == "finished" for pilot in pilots):
             self._ring.folder.forget(pilots)
-        elif len(last) >= FAILURES or any(each.why == DIED for each in last):
+        elif len(last) >= FAILURES:
             self._ring.folder.forget(last)
 
     def _try_all(self, points: list[Point], contest: Contest) -> None:
@@ -126,6 +128,8 @@ class Sweep:
         """
         ring = self._ring
         pilots, before = contest.probe is None, len(ring.folder.records())
+        patience = ring.space.trial(ring.space.own).training.checkpoint.grace + MARGIN
+        leavers = Leavers(ring.folder, patience)
         listener = Listener(
             ring.folder,
             self._began,
@@ -133,10 +137,10 @@ class Sweep:
             self._showing,
             pilots=pilots,
             at_once=ring.concurrent,
+            leavers=leavers,
         )
-        patience = ring.space.trial(ring.space.own).training.checkpoint.grace + MARGIN
         entry = Entry(ring, contest)
-        with tempfile.TemporaryDirectory(prefix="dfka-") as place:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as place:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Trial, entry=entry), _beside_the_driver()),
                 param_space=space,
@@ -157,6 +161,7 @@ class Sweep:
                     verbose=0,
                 ),
             ).fit()
+            leavers.end()
         if self._stopping():
             what = "the sweep was stopped; --resume goes on, with the trials that are over"
             raise Interrupted(what)

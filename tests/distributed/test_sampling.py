@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from dfka_dist.config import RunConfig, TeacherSpec
 from dfka_dist.errors import NoRoom, TeacherUnavailable
 from dfka_dist.tuning.importance import importances
+from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.listening import FAILURES, Listener, Switch
 from dfka_dist.tuning.records import DIED, Folder, TrialRecord, write_table
 from dfka_dist.tuning.sampling import sampled
@@ -93,7 +95,8 @@ def folder(tmp_path: Path) -> Folder:
 @pytest.fixture
 def make_listener(folder: Folder) -> Callable[..., Listener]:
     def make(*, stopping: bool = False, at_once: int = 2) -> Listener:
-        showing, own = Showing("sweep", io.StringIO()), {"pilots": False, "at_once": at_once}
+        showing, leavers = Showing("sweep", io.StringIO()), Leavers(folder, patience=60)
+        own: dict[str, Any] = {"pilots": False, "at_once": at_once, "leavers": leavers}
         return Listener(folder, time.monotonic(), lambda: stopping, showing, **own)
 
     return make
@@ -201,17 +204,41 @@ def test_a_sweep_goes_on_with_the_trials_that_found_room(
 ) -> None:
     listener = make_listener(at_once=2)
     listener.on_trial_start(1, [], trial("housed"))
-    folder.house("housed")
+    folder.housed("housed")
     for index in range(2 * FAILURES):
         failed(listener, f"t{index}", NoRoom("no worker for 600 s"))
     assert listener.fatal is None and folder.is_housed("housed")
 
 
-def test_a_process_that_dies_ends_a_sweep(
+def test_a_process_that_dies_is_recorded_and_ends_nothing(
     make_listener: Callable[..., Listener], folder: Folder
 ) -> None:
-    """What it leaves may take the room that the next trial needs."""
     listener = make_listener()
-    listener.on_trial_start(1, [], trial("a"))
-    listener.on_trial_error(1, [], trial("a"))
-    assert folder.records()[0].why == DIED and listener.fatal is not None
+    for index in range(FAILURES):
+        assert listener.fatal is None
+        listener.on_trial_start(1, [], trial(f"t{index}"))
+        folder.began(f"t{index}")
+        listener.on_trial_error(1, [], trial(f"t{index}"))
+    assert {record.why for record in folder.records()} == {DIED}
+    assert not folder.is_running("t0") and listener.fatal is not None
+    assert listener.fatal.endswith("is there memory enough?")
+
+
+def test_who_was_told_to_stop_is_waited_for_when_nothing_else_runs(folder: Folder) -> None:
+    leavers = Leavers(folder, patience=60)
+    folder.began("a")
+    leavers.told("a")
+    leavers.look(alone=False)
+    assert folder.is_running("a")
+    gone = threading.Timer(0.3, folder.ended, ["a"])
+    gone.start()
+    leavers.look(alone=True)
+    assert not folder.is_running("a")
+    gone.join()
+
+
+def test_who_does_not_come_to_it_is_not_waited_for_longer(folder: Folder) -> None:
+    leavers = Leavers(folder, patience=-1)
+    folder.began("a")
+    leavers.told("a")
+    leavers.look(alone=True)
