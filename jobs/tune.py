@@ -124,6 +124,7 @@ def _search(
 ) -> list[str]:
     """The result in a few lines."""
     trials = Folder(folder)
+    trials.begin()
     with (
         Showing(f"{ready.config.run.name} sweep") as showing,
         preparing.teachers(ready, placement, folder.name, showing.message) as (teachers, _),
@@ -137,7 +138,9 @@ def _search(
         if not any(record.status == "finished" for record in records):
             raise RunFailed("no trial came to its end")
         showing.message("ranking all that finished, on images of all of them")
-        found = outcome.write(folder, space, jury.rank(records))
+        standings = jury.rank(records)
+        trials.refuse_another_start()
+        found = outcome.write(folder, space, standings)
     return outcome.lines(found, folder)
 
 

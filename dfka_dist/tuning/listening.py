@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MARGIN = 60.0
 """Seconds beyond `training.checkpoint.grace` in which trials that were told to stop come to it."""
+LOOKING = 5.0
+"""Seconds from one look for another start to the next; so often the time is kept too."""
 FAILURES = 5
 """In a row that end a sweep: it is not the points' fault."""
 
@@ -94,6 +96,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
         self._failures = self._homeless = 0
         self.passed: str | None = None
         """Why the last trial ended that is to be tried again."""
+        self._looked = time.monotonic()
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of everything, which nobody reads here."""
@@ -147,6 +150,16 @@ class Listener(tune.Callback):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See `ray.tune.Callback`."""
         self._leavers.look(alone=not self.running)
+        if time.monotonic() - self._looked > LOOKING:
+            self._looked = time.monotonic()
+            if not self._see_another_start():
+                self.folder.keep_elapsed(self._looked - self._began)
+
+    def _see_another_start(self) -> bool:
+        """Whether there is a newer start of the sweep: nothing is written then, and all end."""
+        crossed = self.folder.crossed()
+        self.fatal = crossed or self.fatal
+        return crossed is not None
 
     def _count(self, why: str) -> None:
         """Whether no trial more should be tried, as no room is found or all fail."""
@@ -162,6 +175,8 @@ class Listener(tune.Callback):  # type: ignore[misc]
             self.fatal += "; is there memory enough?" if why == DIED else ""
 
     def _keep(self, trial: Any, status: Status, why: str | None = None) -> None:
+        if self._see_another_start():
+            return
         now = time.monotonic()
         began, agreements = self.running.get(trial.trial_id, (now, []))
         record = TrialRecord(

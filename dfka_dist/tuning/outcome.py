@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dfka_dist.folders import whole, write_whole
 from dfka_dist.loading import dump
+from dfka_dist.training.fence import OWNER
 from dfka_dist.tuning.keeping import IDENTITY, PAGE, RESULT, budget
 from dfka_dist.tuning.picture import write_page
 from dfka_dist.tuning.ranking import SCORES, Standing, correlations, row
@@ -25,10 +26,11 @@ LEFT = (
     "resolved.yaml",
     "run.log",
     TRIALS,
+    OWNER,
 )
 """Everything that a sweep leaves in its folder."""
-COPIED = (*(name for name in LEFT if name != PAGE), PAGE)
-"""The same, with what says that all else is there at the end."""
+COPIED = (*(name for name in LEFT if name not in (OWNER, PAGE)), PAGE)
+"""What of it is copied, with what says that all else is there at the end."""
 
 
 @dataclass(frozen=True)

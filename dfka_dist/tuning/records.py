@@ -15,17 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfka_dist import results
-from dfka_dist.errors import NoRoom, TeacherUnavailable
+from dfka_dist.errors import NoRoom, RunFailed, TeacherUnavailable
 from dfka_dist.folders import whole, write_whole
 from dfka_dist.models.target import TargetNet
+from dfka_dist.places import UNREACHABLE, Place
+from dfka_dist.training.fence import Fence
 from dfka_dist.training.outcome import Outcome
 
 TRIALS = "trials"
 """Folder of all trials in the folder of a sweep."""
-_RECORD, _SHARE, _WHY, _STOP = "trial.json", "share.safetensors", "why.txt", "stop"
+_RECORD, _SHARE, _WHY = "trial.json", "share.safetensors", "why.txt"
 DIED = "its process died"
 _PASSING = (NoRoom, TeacherUnavailable)
-_HOUSED, _RUNNING = "housed", "running"
+_HOUSED, _RUNNING, _STOP, _ELAPSED = "housed", "running", "stop-", "elapsed"
 
 Status = Literal["finished", "stopped", "failed"]
 
@@ -72,6 +74,40 @@ class Folder:
 
     def __init__(self, place: Path) -> None:
         self._place = place / TRIALS
+        self._fence = Fence(Place(str(place.resolve()), "--output"))
+
+    def begin(self) -> None:
+        """Be the newest start of the sweep from now on, and remove what trials have left that did
+        not end.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self._place.mkdir(parents=True, exist_ok=True)
+        self._fence.begin()
+        for place in self._place.iterdir():
+            if place.is_dir() and not (place / _RECORD).exists():
+                shutil.rmtree(place, ignore_errors=True)
+            elif place.name.startswith(_STOP):
+                place.unlink(missing_ok=True)
+
+    def crossed(self) -> str | None:
+        """What is wrong, if there is a newer start, as far as that can be seen: nothing more may
+        be written."""
+        try:
+            return self._fence.crossed()
+        except UNREACHABLE:
+            return None
+
+    def refuse_another_start(self) -> None:
+        """Make sure that there is none.
+
+        Raises:
+            RunFailed: there is one.
+        """
+        crossed = self.crossed()
+        if crossed is not None:
+            raise RunFailed(crossed)
 
     def records(self) -> list[TrialRecord]:
         """Of all trials that are over, in the order in which they ended."""
@@ -84,12 +120,18 @@ class Folder:
         place.mkdir(parents=True, exist_ok=True)
         write_whole(place / _RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
-    def sweep_up(self) -> None:
-        """Remove what trials have left that did not end."""
-        (self._place / _STOP).unlink(missing_ok=True)
-        for place in self._place.glob("*"):
-            if not (place / _RECORD).exists():
-                shutil.rmtree(place)
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the sweep has taken, all starts together, as far as they were kept."""
+        ended = max((record.ended for record in self.records()), default=0.0)
+        try:
+            return max(float((self._place / _ELAPSED).read_text("utf-8")), ended)
+        except (OSError, ValueError):
+            return ended
+
+    def keep_elapsed(self, seconds: float) -> None:
+        """See `elapsed`."""
+        write_whole(self._place / _ELAPSED, f"{seconds:.1f}\n")
 
     def forget(self, records: Sequence[TrialRecord]) -> None:
         """As if these trials had never been."""
@@ -97,14 +139,19 @@ class Folder:
             shutil.rmtree(self._place / record.name)
 
     def stop(self) -> None:
-        """Tell all trials to stop: their actors hear nothing while they wait to be judged."""
+        """Tell all trials of this start to stop: their actors hear nothing while they wait to be
+        judged."""
         self._place.mkdir(parents=True, exist_ok=True)
-        (self._place / _STOP).touch()
+        self._stop.touch()
 
     @property
     def is_stopped(self) -> bool:
         """Whether trials are to stop."""
-        return (self._place / _STOP).exists()
+        return self._stop.exists()
+
+    @property
+    def _stop(self) -> Path:
+        return self._place / f"{_STOP}{self._fence.own or ''}"
 
     def leave(self, name: str, outcome: Outcome) -> None:
         """What is needed of a finished trial: its target, and its part of a probe set."""

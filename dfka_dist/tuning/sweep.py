@@ -49,11 +49,9 @@ class Sweep:
     ) -> None:
         self._ring, self._space, self._spec = ring, ring.space, ring.space.spec
         self._jury, self._stopping, self._showing = jury, stopping, showing
-        ring.folder.sweep_up()
         self._forgive()
-        known = ring.folder.records()
-        showing.known(known)
-        self._began = time.monotonic() - max((record.ended for record in known), default=0.0)
+        showing.known(ring.folder.records())
+        self._began = time.monotonic() - ring.folder.elapsed
         os.environ.update(QUIET)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are recorded
@@ -63,7 +61,8 @@ class Sweep:
 
         Raises:
             Interrupted: it was asked for; what is over is kept.
-            RunFailed: no pilot came to its end, or trials fail that are not at fault.
+            RunFailed: no pilot came to its end, trials fail that are not at fault, or there is a
+                newer start of the sweep.
         """
         contest = Contest(self._piloted())
         if self._spec.algorithm == "grid":
@@ -165,6 +164,7 @@ class Sweep:
         if self._stopping():
             what = "the sweep was stopped; --resume goes on, with the trials that are over"
             raise Interrupted(what)
+        ring.folder.refuse_another_start()
         if listener.fatal is not None:
             raise RunFailed(f"{listener.fatal}; --resume goes on")
         if len(ring.folder.records()) == before and not self._is_over():

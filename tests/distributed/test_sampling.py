@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from dfka_dist.config import RunConfig, TeacherSpec
-from dfka_dist.errors import NoRoom, TeacherUnavailable
+from dfka_dist.errors import NoRoom, RunFailed, TeacherUnavailable
+from dfka_dist.tuning import listening
 from dfka_dist.tuning.importance import importances
 from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.listening import FAILURES, Listener, Switch
@@ -94,10 +95,11 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def make_listener(folder: Folder) -> Callable[..., Listener]:
-    def make(*, stopping: bool = False, at_once: int = 2) -> Listener:
+    def make(*, stopping: bool = False, at_once: int = 2, began: float | None = None) -> Listener:
         showing, leavers = Showing("sweep", io.StringIO()), Leavers(folder, patience=60)
         own: dict[str, Any] = {"pilots": False, "at_once": at_once, "leavers": leavers}
-        return Listener(folder, time.monotonic(), lambda: stopping, showing, **own)
+        began = time.monotonic() if began is None else began
+        return Listener(folder, began, lambda: stopping, showing, **own)
 
     return make
 
@@ -242,3 +244,42 @@ def test_who_does_not_come_to_it_is_not_waited_for_longer(folder: Folder) -> Non
     folder.began("a")
     leavers.told("a")
     leavers.look(alone=True)
+
+
+def test_of_two_starts_the_newer_one_writes(
+    make_listener: Callable[..., Listener], folder: Folder, tmp_path: Path
+) -> None:
+    folder.begin()
+    listener = make_listener()
+    newer = Folder(tmp_path)
+    newer.begin()
+    listener.on_trial_start(1, [], trial("a"))
+    judged(listener, "a", "finished")
+    listener.on_trial_complete(1, [], trial("a"))
+    assert Switch(lambda: False, listener, patience=60).stop_all()
+    assert folder.is_stopped and not newer.is_stopped
+    assert newer.records() == [] and listener.fatal
+    with pytest.raises(RunFailed, match=f"^another start of this run writes to {tmp_path}$"):
+        folder.refuse_another_start()
+    newer.refuse_another_start()
+
+
+def test_a_start_removes_what_trials_left_that_did_not_end(folder: Folder, tmp_path: Path) -> None:
+    folder.write(record(0, 1.0, 0.5))
+    folder.began("t1")
+    folder.stop()
+    newer = Folder(tmp_path)
+    newer.begin()
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["t0"]
+
+
+def test_the_time_of_a_start_counts_that_ended_no_trial(
+    make_listener: Callable[..., Listener], folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.begin()
+    assert folder.elapsed == 0
+    monkeypatch.setattr(listening, "LOOKING", -1)
+    make_listener(began=time.monotonic() - 300).on_step_end(1, [])
+    assert 300 <= folder.elapsed < 360
+    folder.write(record(0, 1.0, 0.5, ended=900.0))
+    assert folder.elapsed == 900
