@@ -25,7 +25,6 @@ from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.tuning import keeping, outcome, room
 from dfka_dist.tuning.ranking import Jury
-from dfka_dist.tuning.records import Folder
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Space
 from dfka_dist.tuning.sweep import Sweep
@@ -55,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         keeping.refuse_another_copy(copy, own)
     elif not arguments.overwrite:
         copy.refuse_existing()
+        keeping.refuse_trials(copy)
     if arguments.dry_run:
         return _show(given, ready, _nodes(arguments, config))
     if arguments.resume and _is_over(folder, copy, space.spec):
@@ -71,16 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / keeping.PAGE).unlink(missing_ok=True)
             copy.reopen()
+            keeping.restore(folder, copy)
         else:
             commandline.emptied(folder, outcome.LEFT)
             copy.clear()
         write_whole(folder / keeping.IDENTITY, json.dumps(own))
         write_whole(folder / "resolved.yaml", dump(given))
+        copy.add(keeping.IDENTITY)
         commandline.log_to(folder)
         journal.info("%s", why)
         for warning in preparing.warnings(given, ready):
             print(f"warning: {warning}", file=sys.stderr)
-        lines = _search(space, ready, placement, folder, concurrent)
+        lines = _search(space, ready, placement, folder, copy, concurrent)
     print("\n".join([*lines, *copy.make()]))
 
 
@@ -120,13 +122,15 @@ def _search(
     ready: preparing.Prepared,
     placement: PlacementPlan,
     folder: Path,
+    copy: copies.Copy,
     concurrent: int,
 ) -> list[str]:
     """The result in a few lines."""
-    trials = Folder(folder)
+    showing = Showing(f"{ready.config.run.name} sweep")
+    trials = keeping.Kept(folder, copy, showing.message)
     trials.begin()
     with (
-        Showing(f"{ready.config.run.name} sweep") as showing,
+        showing,
         preparing.teachers(ready, placement, folder.name, showing.message) as (teachers, _),
     ):
         assert isinstance(teachers, ServedTeachers)

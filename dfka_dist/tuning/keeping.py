@@ -1,22 +1,90 @@
-"""Whether a sweep is over, by what lies in its folder or in the copy of that in its storage."""
+"""What of a sweep lies in its storage: trials as they end, and everything when it is over."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dfka_dist import resuming
 from dfka_dist.config import SearchSpec
-from dfka_dist.copies import Copy
+from dfka_dist.copies import KEY, Copy
+from dfka_dist.errors import InputError, RunFailed
+from dfka_dist.tuning.records import TRIALS, Folder, TrialRecord
+
+log = logging.getLogger(__name__)
 
 IDENTITY = "sweep.json"
 """What may not differ when the sweep goes on."""
 RESULT = "result.json"
 PAGE = "sweep.html"
 """What is written last, and says that the sweep is over."""
+
+
+class Kept(Folder):
+    """The trials of a sweep, each in its storage too, from where it can go on elsewhere.
+
+    Args:
+        place: of the sweep.
+        copy: in the storage; a trial that cannot be written there costs a warning.
+        say: called with that.
+    """
+
+    def __init__(self, place: Path, copy: Copy, say: Callable[[str], None]) -> None:
+        super().__init__(place)
+        self._sweep, self._copy, self._say = place, copy, say
+
+    def __reduce__(self) -> Any:
+        """Trials, which have one, write no records."""
+        return Folder, (self._sweep, self.own)
+
+    def write(self, record: TrialRecord) -> None:
+        """See `Folder`."""
+        super().write(record)
+        self._tried(partial(self._copy.add, *self.parts(record.name)))
+
+    def forget(self, records: Sequence[TrialRecord]) -> None:
+        """See `Folder`."""
+        super().forget(records)
+        for record in records:
+            self._tried(partial(self._copy.drop, f"{TRIALS}/{record.name}"))
+
+    def _tried(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except RunFailed as error:
+            log.warning("%s", error)
+            self._say(f"warning: what trials leave is here alone: {error}")
+
+
+def restore(folder: Path, copy: Copy) -> None:
+    """Bring back the trials that are over where this machine has none.
+
+    Raises:
+        InputError: they cannot be read, or not be written here.
+    """
+    own = folder / TRIALS
+    if Folder(folder).records():
+        return
+    shutil.rmtree(own, ignore_errors=True)
+    if copy.fetch(TRIALS):
+        log.info("trials that are over come from %s", copy)
+
+
+def refuse_trials(copy: Copy) -> None:
+    """Make sure that no sweep that is to begin has trials in the storage.
+
+    Raises:
+        InputError: there are some, or it cannot be reached.
+    """
+    if copy.text(IDENTITY) is not None:
+        what = f"{copy} already holds a sweep that was cut short"
+        raise InputError(KEY, what, "--resume, --overwrite, or another run.name")
 
 
 def budget(spec: SearchSpec) -> dict[str, float | None]:

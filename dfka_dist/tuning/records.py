@@ -70,11 +70,12 @@ class Folder:
 
     Args:
         place: of the sweep.
+        own: mark of the start that this is of; see `begin`.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, own: str | None = None) -> None:
         self._place = place / TRIALS
-        self._fence = Fence(Place(str(place.resolve()), "--output"))
+        self._fence = Fence(Place(str(place.resolve()), "--output"), own)
 
     def begin(self) -> None:
         """Be the newest start of the sweep from now on, and remove what trials have left that did
@@ -90,6 +91,11 @@ class Folder:
                 shutil.rmtree(place, ignore_errors=True)
             elif place.name.startswith(_STOP):
                 place.unlink(missing_ok=True)
+
+    @property
+    def own(self) -> str | None:
+        """Mark of this start."""
+        return self._fence.own
 
     def crossed(self) -> str | None:
         """What is wrong, if there is a newer start, as far as that can be seen: nothing more may
@@ -137,6 +143,13 @@ class Folder:
         """As if these trials had never been."""
         for record in records:
             shutil.rmtree(self._place / record.name)
+
+    @staticmethod
+    def parts(name: str) -> list[str]:
+        """What a sweep needs to go on of a trial that is over, in the sweep's folder; its record
+        is the last, and the time that all took behind that."""
+        own = [f"{TRIALS}/{name}/{part}" for part in ("target_net", _SHARE, _RECORD)]
+        return [*own, f"{TRIALS}/{_ELAPSED}"]
 
     def stop(self) -> None:
         """Tell all trials of this start to stop: their actors hear nothing while they wait to be

@@ -39,7 +39,6 @@ LIGHT = [
     "dfka_dist.training.memory",
     "dfka_dist.training.branching",
     "dfka_dist.training.probe",
-    "dfka_dist.tuning.keeping",
 ]
 
 
