@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = commandline.configuration(arguments)
     config = given.without_unheard()
     space = Space(config)
-    config = clusters.submitted(config)
+    config = clusters.submitted(config.without_archive())
     if arguments.output is None:
         arguments.output = Path("runs") / f"{config.run.name}-sweep"
     folder = commandline.output_folder(arguments, config, outcome.LEFT)

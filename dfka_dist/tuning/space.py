@@ -81,12 +81,13 @@ class Space:
         return {key: whole[key] for key in ("space", "trial", "pilots", "algorithm")}
 
     def run(self, point: Point) -> RunConfig:
-        """The whole run with the values of a point, without its search.
+        """The whole run with the values of a point, without its search, and without the archive
+        of the run as it is, which may be there.
 
         Raises:
             InputError: they do not go together.
         """
-        return self._with(point)
+        return self._with(point).without_archive()
 
     def trial(self, point: Point) -> RunConfig:
         """The trial of a point: the run with what all trials have instead of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_trial_has_what_all_trials_have_and_keeps_nothing(make_space: MakeSpac
 def test_the_run_of_a_point_is_the_whole_run(make_space: MakeSpace) -> None:
     run = make_space(RANGE, trial={"training.steps": 7}).run({"losses.batch_norm": 2.0})
     assert (run.losses.batch_norm, run.training.steps, run.search) == (2.0, 400, None)
+
+
+def test_neither_trial_nor_run_writes_to_the_archive_of_the_run_as_it_is(
+    make_space: MakeSpace, tmp_path: Path
+) -> None:
+    space = make_space(RANGE, training={"archive": str(tmp_path)})
+    made = (space.run(space.own), space.trial(space.own))
+    assert [each.training.archive for each in made] == [None, None]
 
 
 def test_drawn_points_lie_within_their_ranges(make_space: MakeSpace) -> None:
