@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.is_teacherless:
         raise InputError("search", "compares runs by what teachers say", "teachers with weights")
     ready = preparing.prepared(config)
+    if arguments.nodes:  # which may reach a storage that this machine does not
+        return _show(given, ready, read_nodes(arguments.nodes))
     own = resuming.identity(config, ready.weights) | {"search": space.identity}
     copy = copies.copy_of(config, f"{config.run.name}-sweep", folder, outcome.COPIED)
     if arguments.resume:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy.refuse_existing()
         keeping.refuse_trials(copy)
     if arguments.dry_run:
-        return _show(given, ready, _nodes(arguments, config))
+        return _show(given, ready, _nodes(config))
     if arguments.resume and _is_over(folder, copy, space.spec):
         return
     nodes = None if config.run.address else clusters.this_machine(config)
@@ -161,9 +163,7 @@ def _told(asked: Callable[[], bool], showing: Showing) -> Callable[[], bool]:
     return stopping
 
 
-def _nodes(arguments: argparse.Namespace, config: RunConfig) -> list[NodeResources]:
-    if arguments.nodes:
-        return read_nodes(arguments.nodes)
+def _nodes(config: RunConfig) -> list[NodeResources]:
     if config.run.address:
         with clusters.connected(config.run.address, None) as nodes:
             return nodes
