@@ -69,23 +69,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     with clusters.connected(config.run.address, planned) as found:
         placement = planned or ready.plan(found)
         concurrent, why = room.concurrent(ready, nodes or found)
-        if arguments.resume:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / keeping.PAGE).unlink(missing_ok=True)
-            copy.reopen()
-            keeping.restore(folder, copy)
-        else:
-            commandline.emptied(folder, outcome.LEFT)
-            copy.clear()
-        write_whole(folder / keeping.IDENTITY, json.dumps(own))
-        write_whole(folder / "resolved.yaml", dump(given))
-        copy.add(keeping.IDENTITY)
-        commandline.log_to(folder)
+        _open(folder, copy, own, given, resumes=arguments.resume)
         journal.info("%s", why)
         for warning in preparing.warnings(given, ready):
             print(f"warning: {warning}", file=sys.stderr)
         lines = _search(space, ready, placement, folder, copy, concurrent)
     print("\n".join([*lines, *copy.make()]))
+
+
+def _open(
+    folder: Path, copy: copies.Copy, own: Mapping[str, Any], given: RunConfig, *, resumes: bool
+) -> None:
+    """Make the folder ready: what an earlier sweep left there goes, or this one goes on with it."""
+    if resumes:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / keeping.PAGE).unlink(missing_ok=True)
+        copy.reopen()
+    else:
+        commandline.emptied(folder, outcome.LEFT)
+        copy.clear()
+    write_whole(folder / keeping.IDENTITY, json.dumps(own))
+    write_whole(folder / "resolved.yaml", dump(given))
+    copy.add(keeping.IDENTITY)
+    commandline.log_to(folder)
+    if resumes:
+        keeping.restore(folder, copy)
 
 
 def _parser() -> argparse.ArgumentParser:
