@@ -138,14 +138,19 @@ class Listener(tune.Callback):  # type: ignore[misc]
             self._leavers.died(trial.trial_id)
         if self._stopping() or self.folder.is_stopped:
             self.folder.drop(trial.trial_id)  # who is told to stop is not at fault
-        elif is_passing(why):
+        else:
+            self._judge(trial, why)
+            self._count(why)
+        self.running.pop(trial.trial_id, None)
+
+    def _judge(self, trial: Any, why: str) -> None:
+        """Whether a failure is a result."""
+        if is_passing(why):
             self.passed = why
             self.folder.drop(trial.trial_id)
             self._showing.dropped(trial.trial_id, why)
         else:
             self._keep(trial, "failed", why)
-        self.running.pop(trial.trial_id, None)
-        self._count(why)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See `ray.tune.Callback`."""
@@ -164,7 +169,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
     def _count(self, why: str) -> None:
         """Whether no trial more should be tried, as no room is found or all fail."""
         if is_homeless(why):
-            self._homeless += not any(self.folder.is_housed(name) for name in self.running)
+            self._homeless += not any(map(self.folder.is_housed, self.running))
             if self._homeless >= self._at_once:
                 self.fatal = f"no trial finds room: {why.partition(': ')[2]}"
             return

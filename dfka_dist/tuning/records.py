@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -136,8 +137,9 @@ class Folder:
             return ended
 
     def keep_elapsed(self, seconds: float) -> None:
-        """See `elapsed`."""
-        write_whole(self._place / _ELAPSED, f"{seconds:.1f}\n")
+        """See `elapsed`; where it cannot be written, what was there before counts."""
+        with suppress(OSError):
+            write_whole(self._place / _ELAPSED, f"{seconds:.1f}\n")
 
     def forget(self, records: Sequence[TrialRecord]) -> None:
         """As if these trials had never been."""

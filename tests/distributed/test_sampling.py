@@ -187,10 +187,11 @@ def test_a_failure_while_it_stops_is_no_result(
     make_listener: Callable[..., Listener], folder: Folder
 ) -> None:
     failed(make_listener(stopping=True), "a", ValueError("no"))
-    listener = make_listener()
+    listener = make_listener(at_once=1)
     folder.stop()
     failed(listener, "b", ValueError("no"))
-    assert folder.records() == []
+    failed(listener, "c", NoRoom("no worker for 600 s"))
+    assert folder.records() == [] and listener.fatal is None
 
 
 def test_a_sweep_ends_when_no_trial_finds_room(make_listener: Callable[..., Listener]) -> None:
