@@ -7,10 +7,12 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -18,7 +20,7 @@ from running import Ended, run, start
 
 from dfka_dist.loading import load
 from dfka_dist.models.target import TargetNet
-from dfka_dist.tuning.records import Folder
+from dfka_dist.tuning.records import DIED, Folder
 
 SHORT = {"training.steps": 4, "training.rehearsal_steps": 0, "training.fine_tune_steps": 0}
 SEARCH: dict[str, Any] = {
@@ -84,12 +86,50 @@ def _stop_after_a_trial(
         assert process.returncode == 4 and "--resume goes on" in err.splitlines()[-1], err
 
 
+@pytest.mark.exhaustive
+def test_a_trial_whose_process_dies_is_recorded_and_ends_nothing(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = ("tune", "--config", write(tmp_path, search=GRID), "--output", tmp_path / "out")
+    with start(*arguments) as process:
+        try:
+            _wait_for(tmp_path / "out" / "trials", "*/trial.json")
+            _wait(lambda: _running(tmp_path / "out" / "trials"))
+            own = [p for p in psutil.Process(process.pid).children(recursive=True) if _is_trial(p)]
+            assert own
+            for each in own:
+                each.kill()
+            _, err = process.communicate(timeout=180)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
+    dead = [record for record in Folder(tmp_path / "out").records() if record.why == DIED]
+    assert dead and not any(
+        [*Path(tempfile.gettempdir()).glob(f"dfka-{record.name}*")] for record in dead
+    )
+
+
+def _is_trial(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.cmdline()[0].startswith("ray::Trial.")
+    return False
+
+
+def _running(place: Path) -> list[Path]:
+    """Trials that are on their way."""
+    return [path for path in place.glob("*/running") if not (path.parent / "trial.json").exists()]
+
+
 def _wait_for(place: Path, pattern: str) -> None:
+    _wait(lambda: [*place.glob(pattern)])
+
+
+def _wait(found: Callable[[], Sequence[Path]]) -> None:
     for _ in range(1200):
-        if any(place.glob(pattern)):
+        if found():
             return
         time.sleep(0.2)
-    raise AssertionError(f"no {pattern} came to {place}")
+    raise AssertionError("nothing came")
 
 
 def _seconds(folder: Path) -> dict[str, float]:
