@@ -28,8 +28,11 @@ SEARCH: dict[str, Any] = {
     "trial": SHORT,
     "pilots": 2,
     "trials": 3,
+    "concurrent": 2,
 }
-"""By Optuna and ASHA, as many at once as there is room for."""
+"""By Optuna and ASHA."""
+HALF = {"worker_cpus": 0.5}
+"""Two workers find room beside the teachers on two cores."""
 GRID: dict[str, Any] = {
     "space": {
         "losses.batch_norm": {"choices": [2.0]},
@@ -45,10 +48,12 @@ TRIALS = 3
 
 
 @pytest.fixture(scope="module")
-def swept(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(
+    tiny: dict[str, Any], write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of a sweep that is over."""
     folder = tmp_path_factory.mktemp("swept")
-    write(folder, search=SEARCH)
+    write(folder, search=SEARCH, training=tiny["training"] | HALF)
     ended = run("tune", "--config", folder / "run.yaml", "--output", folder / "out")
     assert ended.code == 0, ended.err
     return folder
@@ -161,6 +166,11 @@ def test_trials_are_judged_at_their_moments_and_at_their_end(trials: list[dict[s
     assert drawn["status"] == "finished" and len(drawn["moments"]) == 4 + 1
 
 
+def test_trials_run_at_once(trials: list[dict[str, Any]]) -> None:
+    first, second = sorted((row for row in trials if row["pilot"]), key=lambda row: row["ended"])
+    assert second["ended"] - second["seconds"] < first["ended"]
+
+
 def test_trials_leave_nothing_that_runs(swept: Path, trials: list[dict[str, Any]]) -> None:
     folder, temporary = Folder(swept / "out"), Path(tempfile.gettempdir())
     assert not any(folder.is_running(row["name"]) for row in trials)
@@ -268,7 +278,8 @@ def test_a_sweep_does_not_go_on_in_the_folder_of_a_run(
 def test_a_dry_run_says_how_many_trials_run_at_once(
     call: Callable[..., Ended], write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config, nodes = write(tmp_path, search=SEARCH), tmp_path / "nodes.yaml"
+    own = {key: value for key, value in SEARCH.items() if key != "concurrent"}
+    config, nodes = write(tmp_path, search=own), tmp_path / "nodes.yaml"
     nodes.write_text("[{name: a, cpus: 4}, {name: b, cpus: 4}]", encoding="utf-8")
     given = ("tune", "--config", config, "--dry-run", "--nodes", nodes)
     ended = call(*given, "--set", "run.address=auto")
@@ -283,7 +294,7 @@ def test_a_run_whose_archive_is_written_can_be_searched(
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "images-00000.parquet").write_bytes(b"")
     archive = f"training.archive={tmp_path / 'archive'}"
-    given = ("--config", write(tmp_path, search=SEARCH), "--set", archive, "--dry-run")
+    given = ("--config", write(tmp_path, search=GRID), "--set", archive, "--dry-run")
     assert call("tune", *given).code == 0
     assert call("amalgamate", *given).code == 2
 
