@@ -109,7 +109,7 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
 
 
 def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Collection[str]) -> Path:
-    """Where results go; not created yet.
+    """Where results go; not created yet. A plan for other machines asks nothing of this one.
 
     Args:
         marks: any of these in a folder says that this job's results lie there.
@@ -120,6 +120,8 @@ def output_folder(arguments: argparse.Namespace, config: RunConfig, marks: Colle
     asked = arguments.output or Path("runs") / config.run.name
     try:
         folder = asked.resolve()
+        if getattr(arguments, "nodes", None) is not None:
+            return folder
         there = list(folder.iterdir()) if folder.exists() else []
     except NotADirectoryError:
         raise InputError("--output", f"{asked} is a file", "a folder") from None

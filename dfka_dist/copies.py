@@ -4,6 +4,7 @@ it: Ray removes the folder in which a submitted job ran."""
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,76 @@ class Copy:
             InputError: the place cannot be reached.
         """
         return self._place is not None and self._names[-1] in self._place.names()
+
+    def text(self, name: str) -> str | None:
+        """What a file of it says; None if it is not there.
+
+        Raises:
+            InputError: the place cannot be reached.
+        """
+        if self._place is None or name not in self._place.names():
+            return None
+        try:
+            with self._place.open(name) as file:
+                return str(file.read().decode("utf-8", errors="replace"))
+        except UNREACHABLE as error:
+            raise self._place.unreachable(error, name) from None
+
+    def reopen(self) -> None:
+        """Let go what says that it is whole, and nothing else.
+
+        Raises:
+            InputError: it cannot be removed.
+        """
+        if self._place is None or not self.is_whole():
+            return
+        try:
+            self._place.remove(self._names[-1])
+        except UNREACHABLE as error:
+            raise self._place.unreachable(error) from None
+
+    def add(self, *names: str) -> None:
+        """Copy a part before all is there.
+
+        Raises:
+            RunFailed: it cannot be written.
+        """
+        if self._place is None:
+            return
+        try:
+            for name in names:
+                self._place.put(self._folder, name)
+        except UNREACHABLE as error:
+            raise RunFailed(f"{self} cannot be written: {self._place.plain(error)}") from error
+
+    def drop(self, name: str) -> None:
+        """Remove a folder of it, if it is there.
+
+        Raises:
+            RunFailed: it cannot be removed.
+        """
+        if self._place is None:
+            return
+        try:
+            self._place.drop(name)
+        except UNREACHABLE as error:
+            raise RunFailed(f"{self} cannot be written: {self._place.plain(error)}") from error
+
+    def fetch(self, name: str) -> bool:
+        """Bring a folder of it back, whole or not at all; whether it was there.
+
+        Raises:
+            InputError: it cannot be read, or not be written here.
+        """
+        if self._place is None or name not in self._place.names():
+            return False
+        try:
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".dfka-") as part:
+                self._place.fetch(Path(part), name)
+                (Path(part) / name).rename(self._folder / name)
+        except UNREACHABLE as error:
+            raise self._place.unreachable(error, name) from None
+        return True
 
     def refuse_existing(self) -> None:
         """Make sure that there is none.

@@ -32,6 +32,10 @@ class NotKept(RunFailed):
     """A checkpoint could not be written; what was there before is as it was."""
 
 
+class NoRoom(RunFailed):
+    """No worker was there for as long as a run waits for one."""
+
+
 class TeacherUnavailable(RunFailed):
     """No replica of a teacher is left, or none answered in time."""
 

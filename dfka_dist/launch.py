@@ -40,6 +40,9 @@ from dfka_dist.wires import OwnInterface
 
 log = logging.getLogger(__name__)
 
+PREFIX = "dfka-"
+"""Of temporary folders."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -84,6 +87,7 @@ def amalgamate(
     on_warning: Callable[[str], None] = log.warning,
     contest: Contest | None = None,
     on_word: Callable[[str], None] = log.info,
+    prefix: str = PREFIX,
 ) -> Outcome:
     """Run the training workers and wait for what rank 0 returns.
 
@@ -99,6 +103,7 @@ def amalgamate(
         stopping: whether workers are to make a checkpoint and stop; a node of theirs that the
             cluster is about to take away says so too, if they keep any.
         contest: in which the run takes part.
+        prefix: of the temporary folder, by which it is found if this process is killed.
 
     Raises:
         Interrupted: they were stopped.
@@ -111,7 +116,7 @@ def amalgamate(
     conductor = ray.remote(_Conductor).options(**options).remote()
     watch: Watch | None = None
     try:
-        with tempfile.TemporaryDirectory(prefix="dfka-") as storage:
+        with tempfile.TemporaryDirectory(prefix=prefix) as storage:
             running = conductor.fit.remote(config, given, storage)
             watch = Watch(conductor, running, stopping, config.training)
             return watch.to_the_end(on_record, on_warning, on_word)

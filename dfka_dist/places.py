@@ -170,9 +170,28 @@ class Place:
                 fs.copy_files(str(source), target, destination_filesystem=self.files)
                 self.publish(there)
 
+    def fetch(self, folder: Path, name: str) -> None:
+        """Copy all that is in a folder here into the folder of that name in one of this machine;
+        nothing if it is not there.
+
+        Raises:
+            OSError, pyarrow.ArrowException, ValueError: it cannot be read, or not be written.
+        """
+        inside = fs.FileSelector(self._path(name), recursive=True, allow_not_found=True)
+        for info in self.files.get_file_info(inside):
+            if info.type == fs.FileType.File and not info.path.endswith(_PARTIAL):
+                target = folder / info.path.removeprefix(f"{self.folder}/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fs.copy_files(info.path, str(target), source_filesystem=self.files)
+
     def remove(self, name: str) -> None:
         """Remove a file."""
         self.files.delete_file(self._path(name))
+
+    def drop(self, name: str) -> None:
+        """Remove a folder, if it is there."""
+        if self.files.get_file_info(self._path(name)).type != fs.FileType.NotFound:
+            self.files.delete_dir(self._path(name))
 
     def open(self, name: str) -> Any:
         """A file for random access."""

@@ -6,6 +6,7 @@ Ray Train tries again for ever where there is no room for its workers, and says 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray._raylet import PlacementGroupID
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller import state as states
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -91,8 +93,32 @@ def clear_away(controller: str, cleaner: Any = None) -> None:
     latest = time.monotonic() + PATIENCE
     while ray_state.actors(controller).get("State") != "DEAD" and time.monotonic() < latest:
         time.sleep(0.05)
+    _remove_groups({controller})
+
+
+def clear_orphans(patience: float = 0.0) -> None:
+    """Remove the placement groups of all controllers of this job that are dead: who started them
+    died and could not.
+
+    Args:
+        patience: seconds in which all controllers of this job are to be dead; 0 where some live on.
+    """
+    job, latest = ray.get_runtime_context().get_job_id(), time.monotonic() + patience
+    while True:
+        states = [
+            (key, actor["State"])
+            for key, actor in ray_state.actors().items()
+            if actor["ActorClassName"] == TrainController.__name__ and actor["JobID"] == job
+        ]
+        if all(state == "DEAD" for _, state in states) or time.monotonic() >= latest:
+            break
+        time.sleep(0.1)
+    _remove_groups({key for key, state in states if state == "DEAD"})
+
+
+def _remove_groups(controllers: Collection[str]) -> None:
     for told in ray_state.state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(told)
         is_gone = group.state == PlacementGroupTableData.REMOVED
-        if group.creator_actor_id.hex() == controller and not is_gone:
+        if group.creator_actor_id.hex() in controllers and not is_gone:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))

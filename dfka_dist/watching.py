@@ -11,7 +11,7 @@ import ray
 
 from dfka_dist import clusters
 from dfka_dist.config import TrainingSpec
-from dfka_dist.errors import DfkaError, Interrupted, RunFailed
+from dfka_dist.errors import DfkaError, Interrupted, NoRoom, RunFailed
 from dfka_dist.notices import Meeting, News
 from dfka_dist.teachers.pool import free_now
 from dfka_dist.training.diary import Record
@@ -66,6 +66,7 @@ class Watch:
 
         Raises:
             Interrupted: they were stopped.
+            NoRoom: none was there for `training.start_timeout`.
             DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
         """
         over = False
@@ -120,7 +121,7 @@ class Watch:
         self._reminded = int(alone // REMINDING)
         what = f"no worker for {alone:.0f} s: {wanted(self._training)}; free now: {free_now()}"
         if alone >= latest:
-            raise RunFailed(
+            raise NoRoom(
                 f"{what}; ask for less under training, or wait longer with training.start_timeout"
             )
         on_warning(what)

@@ -47,14 +47,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = clusters.submitted(given.without_unheard())
     folder = commandline.output_folder(arguments, config, results.LEFT)
     # Everything a user can get wrong comes to light here, before anything is started or written.
-    ready = preparing.prepared(config, resumes=arguments.resume)
+    ready = preparing.prepared(
+        config.without_archive() if arguments.nodes else config, resumes=arguments.resume
+    )
+    if arguments.nodes:  # which may reach a storage that this machine does not
+        placement = ready.plan(read_nodes(arguments.nodes))
+        _show(given, placement)
+        return _warn(given, ready, placement)
     there = _checkpoints(arguments, ready, folder)
     shelf = there if config.training.checkpoint.every else None
     copy = copies.copy_of(config, config.run.name, folder, results.COPIED)
     if not (arguments.resume or arguments.overwrite):
         copy.refuse_existing()
     if arguments.dry_run:
-        placement = _dry_plan(arguments, ready)
+        placement = _dry_plan(ready)
         _show(given, placement)
         return _warn(given, ready, placement)
     planned = None if config.run.address else ready.plan(clusters.this_machine(ready.served))
@@ -211,9 +217,7 @@ def _warn(given: RunConfig, ready: preparing.Prepared, placement: PlacementPlan)
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _dry_plan(arguments: argparse.Namespace, ready: preparing.Prepared) -> PlacementPlan:
-    if arguments.nodes:
-        return ready.plan(read_nodes(arguments.nodes))
+def _dry_plan(ready: preparing.Prepared) -> PlacementPlan:
     if ready.config.run.address:
         with clusters.connected(ready.config.run.address, None) as nodes:
             return ready.plan(nodes)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dfka_dist import clusters, commandline, copies, preparing, resuming
-from dfka_dist.config import RunConfig
+from dfka_dist.config import RunConfig, SearchSpec
 from dfka_dist.errors import InputError, RunFailed
 from dfka_dist.folders import write_whole
 from dfka_dist.loading import dump
@@ -23,9 +23,8 @@ from dfka_dist.scoring import Scorer
 from dfka_dist.teachers.nodes import NodeResources, read_nodes
 from dfka_dist.teachers.placement import PlacementPlan
 from dfka_dist.teachers.served import ServedTeachers
-from dfka_dist.tuning import outcome, room
+from dfka_dist.tuning import keeping, outcome, room
 from dfka_dist.tuning.ranking import Jury
-from dfka_dist.tuning.records import Folder
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Space
 from dfka_dist.tuning.sweep import Sweep
@@ -41,21 +40,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = commandline.configuration(arguments)
     config = given.without_unheard()
     space = Space(config)
-    config = clusters.submitted(config)
+    config = clusters.submitted(config.without_archive())
     if arguments.output is None:
         arguments.output = Path("runs") / f"{config.run.name}-sweep"
     folder = commandline.output_folder(arguments, config, outcome.LEFT)
     if config.is_teacherless:
         raise InputError("search", "compares runs by what teachers say", "teachers with weights")
     ready = preparing.prepared(config)
+    if arguments.nodes:  # which may reach a storage that this machine does not
+        return _show(given, ready, read_nodes(arguments.nodes))
     own = resuming.identity(config, ready.weights) | {"search": space.identity}
     copy = copies.copy_of(config, f"{config.run.name}-sweep", folder, outcome.COPIED)
     if arguments.resume:
         _refuse_another(folder, own)
+        keeping.refuse_another_copy(copy, own)
     elif not arguments.overwrite:
         copy.refuse_existing()
+        keeping.refuse_trials(copy)
     if arguments.dry_run:
-        return _show(given, ready, _nodes(arguments, config))
+        return _show(given, ready, _nodes(config))
+    if arguments.resume and _is_over(folder, copy, space.spec):
+        return
     nodes = None if config.run.address else clusters.this_machine(config)
     if nodes is not None:
         room.concurrent(ready, nodes)
@@ -64,19 +69,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     with clusters.connected(config.run.address, planned) as found:
         placement = planned or ready.plan(found)
         concurrent, why = room.concurrent(ready, nodes or found)
-        if arguments.resume:
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            commandline.emptied(folder, outcome.LEFT)
-        write_whole(folder / outcome.IDENTITY, json.dumps(own))
-        write_whole(folder / "resolved.yaml", dump(given))
-        commandline.log_to(folder)
+        _open(folder, copy, own, given, resumes=arguments.resume)
         journal.info("%s", why)
         for warning in preparing.warnings(given, ready, placement):
             print(f"warning: {warning}", file=sys.stderr)
-        copy.clear()
-        lines = _search(space, ready, placement, folder, concurrent)
+        lines = _search(space, ready, placement, folder, copy, concurrent)
     print("\n".join([*lines, *copy.make()]))
+
+
+def _open(
+    folder: Path, copy: copies.Copy, own: Mapping[str, Any], given: RunConfig, *, resumes: bool
+) -> None:
+    """Make the folder ready: what an earlier sweep left there goes, or this one goes on with it."""
+    if resumes:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / keeping.PAGE).unlink(missing_ok=True)
+        copy.reopen()
+    else:
+        commandline.emptied(folder, outcome.LEFT)
+        copy.clear()
+    write_whole(folder / keeping.IDENTITY, json.dumps(own))
+    write_whole(folder / "resolved.yaml", dump(given))
+    copy.add(keeping.IDENTITY)
+    commandline.log_to(folder)
+    if resumes:
+        keeping.restore(folder, copy)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse_another(folder: Path, own: Mapping[str, Any]) -> None:
     """Make sure that what lies in the folder is this sweep."""
-    place = folder / outcome.IDENTITY
+    place = folder / keeping.IDENTITY
     if place.exists():
         resuming.refuse_difference(_identity(place), own)
     elif folder.exists() and any((folder / name).exists() for name in outcome.LEFT):
@@ -111,17 +128,32 @@ def _identity(place: Path) -> dict[str, Any]:
     raise InputError("--resume", f"{place} cannot be read: {reason}", remedy)
 
 
+def _is_over(folder: Path, copy: copies.Copy, spec: SearchSpec) -> bool:
+    """Whether all is done; says so. A copy that is missing is made."""
+    is_here, is_copied = keeping.is_over(folder, spec), keeping.is_copied(copy, spec)
+    if not is_here and not is_copied:
+        return False
+    print(f"this sweep is over: {folder / keeping.PAGE if is_here else copy}")
+    if not is_copied:
+        for line in copy.make():
+            print(line)
+    return True
+
+
 def _search(
     space: Space,
     ready: preparing.Prepared,
     placement: PlacementPlan,
     folder: Path,
+    copy: copies.Copy,
     concurrent: int,
 ) -> list[str]:
     """The result in a few lines."""
-    trials = Folder(folder)
+    showing = Showing(f"{ready.config.run.name} sweep")
+    trials = keeping.Kept(folder, copy, showing.message)
+    trials.begin()
     with (
-        Showing(f"{ready.config.run.name} sweep") as showing,
+        showing,
         preparing.teachers(ready, placement, folder.name, showing.message) as (teachers, _),
     ):
         assert isinstance(teachers, ServedTeachers)
@@ -133,7 +165,9 @@ def _search(
         if not any(record.status == "finished" for record in records):
             raise RunFailed("no trial came to its end")
         showing.message("ranking all that finished, on images of all of them")
-        found = outcome.write(folder, space, jury.rank(records))
+        standings = jury.rank(records)
+        trials.refuse_another_start()
+        found = outcome.write(folder, space, standings)
     return outcome.lines(found, folder)
 
 
@@ -150,9 +184,7 @@ def _told(asked: Callable[[], bool], showing: Showing) -> Callable[[], bool]:
     return stopping
 
 
-def _nodes(arguments: argparse.Namespace, config: RunConfig) -> list[NodeResources]:
-    if arguments.nodes:
-        return read_nodes(arguments.nodes)
+def _nodes(config: RunConfig) -> list[NodeResources]:
     if config.run.address:
         with clusters.connected(config.run.address, None) as nodes:
             return nodes

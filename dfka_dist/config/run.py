@@ -81,6 +81,11 @@ class RunConfig(Node):
             }
         )
 
+    def without_archive(self) -> Self:
+        """The run without the images that it would keep."""
+        training = self.training.model_copy(update={"archive": None})
+        return self.model_copy(update={"training": training})
+
     @property
     def labels(self) -> list[str]:
         """The customised label set Y_cst, in the user's order."""

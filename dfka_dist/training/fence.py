@@ -53,7 +53,7 @@ class Fence:
         crossed, failure = None, None
         if rank_and_size()[0] == 0:
             try:
-                crossed = self._crossed()
+                crossed = self.crossed()
             except UNREACHABLE as error:
                 failure = f"{self._place} cannot be read: {self._place.plain(error)}"
         crossed, failure = gathered((crossed, failure))[0]
@@ -61,8 +61,12 @@ class Fence:
             raise RunFailed(crossed)
         return failure
 
-    def _crossed(self) -> str | None:
-        """What is wrong, if there is a newer start."""
+    def crossed(self) -> str | None:
+        """What is wrong, if there is a newer start.
+
+        Raises:
+            OSError, pyarrow.ArrowException, ValueError: the place cannot be read.
+        """
         there = f"{self._place.folder}/{OWNER}"
         if self.own is None or self._place.files.get_file_info(there).type == fs.FileType.NotFound:
             return None

@@ -10,7 +10,15 @@ from typing import Any
 from ray import tune
 from ray.tune.stopper import NoopStopper, Stopper
 
-from dfka_dist.tuning.records import DIED, Folder, Status, TrialRecord
+from dfka_dist.tuning.leaving import Leavers
+from dfka_dist.tuning.records import (
+    DIED,
+    Folder,
+    Status,
+    TrialRecord,
+    is_homeless,
+    is_passing,
+)
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Point
 from dfka_dist.tuning.trial import END, METRIC, POINT
@@ -20,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MARGIN = 60.0
 """Seconds beyond `training.checkpoint.grace` in which trials that were told to stop come to it."""
+LOOKING = 5.0
+"""Seconds from one look for another start to the next; so often the time is kept too."""
 FAILURES = 5
 """In a row that end a sweep: it is not the points' fault."""
 
@@ -60,6 +70,8 @@ class Listener(tune.Callback):  # type: ignore[misc]
         began: when the sweep did, all starts together, as `time.monotonic` counts.
         stopping: whether the user asked for the end: what is cut off by that is no result.
         pilots: whether there is nothing yet that agreements could be compared on.
+        at_once: trials that run at the same time.
+        leavers: those of its trials that are over.
     """
 
     def __init__(
@@ -70,15 +82,21 @@ class Listener(tune.Callback):  # type: ignore[misc]
         showing: Showing,
         *,
         pilots: bool,
+        at_once: int,
+        leavers: Leavers,
     ) -> None:
         self.folder, self._began, self._stopping = folder, began, stopping
-        self._showing, self._pilots = showing, pilots
+        self._showing, self._pilots, self._at_once = showing, pilots, at_once
+        self._leavers = leavers
         self.running: dict[str, tuple[float, list[float]]] = {}
         """By name when each trial began, and its agreements."""
         self.fatal: str | None = None
         """Why no trial more should be tried."""
         self._ends: dict[str, Status] = {}
-        self._failures = 0
+        self._failures = self._homeless = 0
+        self.passed: str | None = None
+        """Why the last trial ended that is to be tried again."""
+        self._looked = time.monotonic()
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of everything, which nobody reads here."""
@@ -102,11 +120,12 @@ class Listener(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
+        self._leavers.told(trial.trial_id)
         if trial.trial_id not in self.running:
             return
         _, own = self.running[trial.trial_id]
         status = self._ends.get(trial.trial_id, "stopped")
-        self._failures = 0
+        self._failures = self._homeless = 0
         if status == "finished" or (own and not self._stopping()):
             self._keep(trial, status)
         del self.running[trial.trial_id]
@@ -115,15 +134,54 @@ class Listener(tune.Callback):  # type: ignore[misc]
         """See `ray.tune.Callback`."""
         why = self.folder.why(trial.trial_id)
         log.error("trial %s failed: %s", trial.trial_id, why)
-        self._keep(trial, "failed", why)
+        if why == DIED:
+            self._leavers.died(trial.trial_id)
+        if self._stopping() or self.folder.is_stopped:
+            self.folder.drop(trial.trial_id)  # who is told to stop is not at fault
+        else:
+            self._judge(trial, why)
+            self._count(why)
         self.running.pop(trial.trial_id, None)
+
+    def _judge(self, trial: Any, why: str) -> None:
+        """Whether a failure is a result."""
+        if is_passing(why):
+            self.passed = why
+            self.folder.drop(trial.trial_id)
+            self._showing.dropped(trial.trial_id, why)
+        else:
+            self._keep(trial, "failed", why)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """See `ray.tune.Callback`."""
+        self._leavers.look(alone=not self.running)
+        if time.monotonic() - self._looked > LOOKING:
+            self._looked = time.monotonic()
+            if not self._see_another_start():
+                self.folder.keep_elapsed(self._looked - self._began)
+
+    def _see_another_start(self) -> bool:
+        """Whether there is a newer start of the sweep: nothing is written then, and all end."""
+        crossed = self.folder.crossed()
+        self.fatal = crossed or self.fatal
+        return crossed is not None
+
+    def _count(self, why: str) -> None:
+        """Whether no trial more should be tried, as no room is found or all fail."""
+        if is_homeless(why):
+            self._homeless += not any(map(self.folder.is_housed, self.running))
+            if self._homeless >= self._at_once:
+                self.fatal = f"no trial finds room: {why.partition(': ')[2]}"
+            return
+        self._homeless = 0
         self._failures += 1
         if self._failures == FAILURES:
             self.fatal = f"{FAILURES} trials failed one after another, the last: {why}"
-        if why == DIED:  # and Ray Train with it, which may have left its room taken
-            self.fatal = f"the process of trial {trial.trial_id} died; is there memory enough?"
+            self.fatal += "; is there memory enough?" if why == DIED else ""
 
     def _keep(self, trial: Any, status: Status, why: str | None = None) -> None:
+        if self._see_another_start():
+            return
         now = time.monotonic()
         began, agreements = self.running.get(trial.trial_id, (now, []))
         record = TrialRecord(

@@ -9,27 +9,28 @@ from pathlib import Path
 
 from dfka_dist.folders import whole, write_whole
 from dfka_dist.loading import dump
+from dfka_dist.training.fence import OWNER
+from dfka_dist.tuning.keeping import IDENTITY, PAGE, RESULT, budget
 from dfka_dist.tuning.picture import write_page
 from dfka_dist.tuning.ranking import SCORES, Standing, correlations, row
 from dfka_dist.tuning.records import TRIALS, write_table
 from dfka_dist.tuning.showing import shown
 from dfka_dist.tuning.space import Space
 
-IDENTITY = "sweep.json"
-"""What may not differ when the sweep goes on."""
 LEFT = (
     "best.yaml",
-    "result.json",
+    RESULT,
     "trials.parquet",
-    "sweep.html",
+    PAGE,
     IDENTITY,
     "resolved.yaml",
     "run.log",
     TRIALS,
+    OWNER,
 )
 """Everything that a sweep leaves in its folder."""
-COPIED = (*(name for name in LEFT if name != "sweep.html"), "sweep.html")
-"""The same, with what says that all else is there at the end."""
+COPIED = (*(name for name in LEFT if name not in (OWNER, PAGE)), PAGE)
+"""What of it is copied, with what says that all else is there at the end."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
         "trials": len(rows),
         "finished": sum(each.agreement is not None for each in standings),
         "seconds": max(each.record.ended for each in standings),
+        "budget": budget(space.spec),
     }
-    write_whole(folder / "result.json", json.dumps(said, indent=2) + "\n")
+    write_whole(folder / RESULT, json.dumps(said, indent=2) + "\n")
     with whole(folder / "trials.parquet") as part:
         write_table(rows, part)
-    write_page(folder / "sweep.html", space, found.standings, found.spearman)
+    write_page(folder / PAGE, space, found.standings, found.spearman)
     return found
 
 

@@ -38,6 +38,7 @@ def concurrent(ready: Prepared, nodes: Sequence[NodeResources]) -> tuple[int, st
         raise InputError("search.concurrent", f"{search.concurrent} do not fit; {why}", f"{fits}")
     if search.concurrent is not None:
         why += f"; asked for: {search.concurrent}"
+        why += ", some of which wait for nodes to come" if search.concurrent > fits else ""
     return search.concurrent or fits, why
 
 

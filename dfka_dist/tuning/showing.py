@@ -80,6 +80,11 @@ class Showing:
         self._rows[record.name] = _Row(record.point, record.status, list(record.agreements))
         self._line(record.name, _why(record))
 
+    def dropped(self, name: str, why: str) -> None:
+        """A trial has ended without a result, and is tried again."""
+        self._rows.pop(name, None)
+        self.message(f"{name} is to be tried again: {why}")
+
     def _line(self, name: str, more: str = "") -> None:
         if self._live is None:
             self.message(f"{name} {_line(self._rows[name])}{more}")

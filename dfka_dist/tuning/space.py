@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dfka_dist.config import Range, RunConfig, SearchSpec
+from dfka_dist.config import Node, Range, RunConfig, SearchSpec
 from dfka_dist.errors import InputError
 from dfka_dist.loading import parse
 
@@ -56,6 +56,8 @@ class Space:
         self._whole = {key: self._checked(key, own) for key, own in self.spec.space.items()}
         if self.spec.algorithm == "grid" and any(r.bounds for r in self.spec.space.values()):
             raise InputError("search.algorithm", "a grid has no ranges", "choices, or random")
+        for point in [self.own, *(self.grid() if self.spec.algorithm == "grid" else [])]:
+            self._refuse_impossible(point)
 
     @property
     def own(self) -> Point:
@@ -79,11 +81,21 @@ class Space:
         return {key: whole[key] for key in ("space", "trial", "pilots", "algorithm")}
 
     def run(self, point: Point) -> RunConfig:
-        """The whole run with the values of a point, without its search."""
-        return self._with(point)
+        """The whole run with the values of a point, without its search, and without the archive
+        of the run as it is, which may be there.
+
+        Raises:
+            InputError: they do not go together.
+        """
+        return self._with(point).without_archive()
 
     def trial(self, point: Point) -> RunConfig:
-        """The trial of a point: the run with what all trials have instead of its own."""
+        """The trial of a point: the run with what all trials have instead of its own.
+
+        Raises:
+            InputError: its values do not go together, in the trial or in the whole run.
+        """
+        self._with(point)
         return self._with(self.spec.trial | _APART | point)
 
     def is_whole(self, key: str) -> bool:
@@ -97,11 +109,14 @@ class Space:
             yield {key: self._drawn(key, own, source) for key, own in self.spec.space.items()}
 
     def pilots(self) -> list[Point]:
-        """The run's own values and drawn ones, each once; fewer where there are not as many."""
+        """The run's own values and drawn ones that can be a run, each once; fewer where there are
+        not as many."""
         drawn = itertools.islice(self.draws(), 100 * self.spec.pilots)
         found = [self.own]
         for point in drawn:
-            if len(found) < self.spec.pilots and point not in found:
+            if len(found) == self.spec.pilots:
+                break
+            if point not in found and self._is_possible(point):
                 found.append(point)
         return found
 
@@ -148,8 +163,25 @@ class Space:
             return False
         return True
 
+    def _refuse_impossible(self, point: Point) -> None:
+        try:
+            self.trial(point)
+        except InputError as error:
+            values = ", ".join(f"{key} {value}" for key, value in point.items())
+            what = f"{values} cannot be a run: {error.key} {error.what}"
+            raise InputError("search.space", what, error.remedy) from None
+
+    def _is_possible(self, point: Point) -> bool:
+        try:
+            self.trial(point)
+        except InputError:
+            return False
+        return True
+
     def _tried(self, section: str, key: str, value: Any) -> None:
         try:
+            if section == "space":
+                self._with({key: value})  # as best.yaml has it
             self._with(self.spec.trial | {key: value})
         except InputError as error:
             what = f"{value!r} is none of its values: {error.key} {error.what}"
@@ -162,15 +194,25 @@ class Space:
             remedy = "a key of losses, training or generator"
             raise InputError(f"search.{section}.{key}", what, remedy)
         _value(self._tree, section, key)
+        if section == "trial" and self._is_section(key):
+            remedy = f"its keys one by one, dotted: {key}.KEY: VALUE"
+            raise InputError(f"search.{section}.{key}", "is a section", remedy)
+
+    def _is_section(self, key: str) -> bool:
+        """Whether a key has keys of its own, which `search.trial` would all replace at once."""
+        place: Any = self._config
+        for part in key.split("."):
+            place = getattr(place, part) if isinstance(place, Node) else place[part]
+        return isinstance(place, Node)
 
     def _with(self, values: Mapping[str, Any]) -> RunConfig:
         tree = copy.deepcopy(self._tree)
         for key, value in values.items():
-            *path, last = key.split(".")
-            place = tree
-            for part in path:
-                place = place[part]
-            place[last] = value
+            above, _, last = key.rpartition(".")
+            place = _value(tree, "trial", above) if above else tree
+            if not isinstance(place, dict):
+                raise InputError(key, f"{above} is replaced by {place!r}", "one of the two keys")
+            place[last] = copy.deepcopy(value)
         return parse(tree)
 
 

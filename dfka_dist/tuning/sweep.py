@@ -17,10 +17,12 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search.optuna import OptunaSearch
 
 from dfka_dist.errors import Interrupted, RunFailed
+from dfka_dist.launch import PREFIX
 from dfka_dist.training.probe import Contest, Heard
+from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.listening import FAILURES, MARGIN, Listener, Switch
 from dfka_dist.tuning.ranking import Jury
-from dfka_dist.tuning.records import DIED, TrialRecord
+from dfka_dist.tuning.records import TrialRecord
 from dfka_dist.tuning.sampling import sampled
 from dfka_dist.tuning.showing import Showing
 from dfka_dist.tuning.space import Point
@@ -47,11 +49,9 @@ class Sweep:
     ) -> None:
         self._ring, self._space, self._spec = ring, ring.space, ring.space.spec
         self._jury, self._stopping, self._showing = jury, stopping, showing
-        ring.folder.sweep_up()
         self._forgive()
-        known = ring.folder.records()
-        showing.known(known)
-        self._began = time.monotonic() - max((record.ended for record in known), default=0.0)
+        showing.known(ring.folder.records())
+        self._began = time.monotonic() - ring.folder.elapsed
         os.environ.update(QUIET)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are recorded
@@ -61,25 +61,25 @@ class Sweep:
 
         Raises:
             Interrupted: it was asked for; what is over is kept.
-            RunFailed: no pilot came to its end, or trials fail that are not at fault.
+            RunFailed: no pilot came to its end, trials fail that are not at fault, or there is a
+                newer start of the sweep.
         """
-        probe = self._piloted()
-        known = self._ring.folder.records()
+        contest = Contest(self._piloted())
         if self._spec.algorithm == "grid":
-            tried = [record.point for record in known]
-            self._try_all([p for p in self._space.grid() if p not in tried], Contest(probe))
-        else:
+            self._try_all(self._space.grid(), contest)
+            return self._ring.folder.records()
+        while not self._is_over():
+            known = self._ring.folder.records()
             missing = -1 if self._spec.most is None else max(0, self._spec.most - len(known))
-            if missing and not self._is_over():
-                search = sampled(self._space, known, self._ring.concurrent)
-                self._fit(Contest(probe), {}, missing, search)
+            if not missing:
+                break
+            self._fit(contest, {}, missing, sampled(self._space, known, self._ring.concurrent))
         return self._ring.folder.records()
 
     def _piloted(self) -> Heard:
         """Run the pilots that are missing; the probe set that all of them make."""
         folder = self._ring.folder
-        tried = [record.point for record in folder.records()]
-        missing = [point for point in self._space.pilots() if point not in tried]
+        missing = self._untried(self._space.pilots())
         if missing and not self._is_over():
             self._showing.message(f"{len(missing)} pilots, on whose images all are compared")
             self._try_all(missing, Contest())
@@ -97,30 +97,49 @@ class Sweep:
         return probe
 
     def _forgive(self) -> None:
-        """Let points be tried again that failed for a reason from outside: pilots of which none
-        finished, and the failures that ended an earlier start."""
+        """Let points be tried again that may not be at fault: pilots of which none finished, and
+        the failures that ended an earlier start."""
         records = self._ring.folder.records()
         pilots = [record for record in records if record.pilot]
         last = list(itertools.takewhile(lambda each: each.status == "failed", reversed(records)))
         if not any(pilot.status == "finished" for pilot in pilots):
             self._ring.folder.forget(pilots)
-        elif len(last) >= FAILURES or any(each.why == DIED for each in last):
+        elif len(last) >= FAILURES:
             self._ring.folder.forget(last)
 
     def _try_all(self, points: list[Point], contest: Contest) -> None:
-        if points:
-            self._fit(contest, {POINT: tune.grid_search(points)}, 1, None)
+        while (missing := self._untried(points)) and not self._is_over():
+            self._fit(contest, {POINT: tune.grid_search(missing)}, 1, None)
+
+    def _untried(self, points: list[Point]) -> list[Point]:
+        tried = [record.point for record in self._ring.folder.records()]
+        return [point for point in points if point not in tried]
 
     def _fit(
         self, contest: Contest, space: dict[str, Any], samples: int, search: OptunaSearch | None
     ) -> None:
-        """Run trials until there are `samples` of the space, or it is time; -1 for no end."""
+        """Run trials until there are `samples` of the space, or it is time; -1 for no end.
+
+        Those that end for what is not their own are no result, and missing afterwards.
+
+        Raises:
+            Interrupted, RunFailed: see `run`.
+        """
         ring = self._ring
-        pilots = contest.probe is None
-        listener = Listener(ring.folder, self._began, self._stopping, self._showing, pilots=pilots)
+        pilots, before = contest.probe is None, len(ring.folder.records())
         patience = ring.space.trial(ring.space.own).training.checkpoint.grace + MARGIN
+        leavers = Leavers(ring.folder, patience)
+        listener = Listener(
+            ring.folder,
+            self._began,
+            self._stopping,
+            self._showing,
+            pilots=pilots,
+            at_once=ring.concurrent,
+            leavers=leavers,
+        )
         entry = Entry(ring, contest)
-        with tempfile.TemporaryDirectory(prefix="dfka-") as place:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as place:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Trial, entry=entry), _beside_the_driver()),
                 param_space=space,
@@ -141,11 +160,15 @@ class Sweep:
                     verbose=0,
                 ),
             ).fit()
+            leavers.end()
         if self._stopping():
             what = "the sweep was stopped; --resume goes on, with the trials that are over"
             raise Interrupted(what)
+        ring.folder.refuse_another_start()
         if listener.fatal is not None:
             raise RunFailed(f"{listener.fatal}; --resume goes on")
+        if len(ring.folder.records()) == before and not self._is_over():
+            raise RunFailed(f"no trial came to a result: {listener.passed}; --resume goes on")
 
     def _is_over(self) -> bool:
         seconds = self._spec.seconds

@@ -16,6 +16,7 @@ from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.training.diary import Record
 from dfka_dist.training.finishing import agreement
 from dfka_dist.training.probe import Contest
+from dfka_dist.tuning.leaving import prefix
 from dfka_dist.tuning.records import Folder
 from dfka_dist.tuning.space import Space
 
@@ -62,7 +63,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._entry, self._point = entry, config.get(POINT, config)
         self._stop = threading.Event()
         self._told: queue.Queue[Result | Exception] = queue.Queue()
-        self._last, self._seen = 0.0, -1
+        self._last, self._seen, self._housed = 0.0, -1, False
+        entry.ring.folder.began(self.trial_id)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -92,6 +94,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 self._entry.ring.folder.failed(self.trial_id, error)
             finally:
                 self._told.put(error)
+        finally:
+            self._entry.ring.folder.ended(self.trial_id)
 
     def _finished(self) -> Result:
         ring = self._entry.ring
@@ -107,6 +111,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             ring.start,
             stopping=self._is_to_stop,
             contest=self._entry.contest,
+            prefix=prefix(self.trial_id),
         )
         ring.folder.leave(self.trial_id, outcome)
         return {METRIC: agreement(outcome.network), END: "finished", "done": True}
@@ -116,6 +121,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _on_record(self, record: Record) -> None:
         """Pass a judgement on, once: workers that were started again begin anew."""
+        if not self._housed:
+            self._housed = True
+            self._entry.ring.folder.housed(self.trial_id)
         if METRIC in record and record["global_step"] > self._seen:
             self._last, self._seen = record[METRIC], record["global_step"]
             self._told.put({METRIC: self._last, END: None})

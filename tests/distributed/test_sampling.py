@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from dfka_dist.config import RunConfig, TeacherSpec
+from dfka_dist.errors import NoRoom, RunFailed, TeacherUnavailable
+from dfka_dist.tuning import listening
 from dfka_dist.tuning.importance import importances
+from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.listening import FAILURES, Listener, Switch
 from dfka_dist.tuning.records import DIED, Folder, TrialRecord, write_table
 from dfka_dist.tuning.sampling import sampled
@@ -91,9 +95,11 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def make_listener(folder: Folder) -> Callable[..., Listener]:
-    def make(*, stopping: bool = False) -> Listener:
-        showing = Showing("sweep", io.StringIO())
-        return Listener(folder, time.monotonic(), lambda: stopping, showing, pilots=False)
+    def make(*, stopping: bool = False, at_once: int = 2, began: float | None = None) -> Listener:
+        showing, leavers = Showing("sweep", io.StringIO()), Leavers(folder, patience=60)
+        own: dict[str, Any] = {"pilots": False, "at_once": at_once, "leavers": leavers}
+        began = time.monotonic() if began is None else began
+        return Listener(folder, began, lambda: stopping, showing, **own)
 
     return make
 
@@ -162,11 +168,119 @@ def test_failures_one_after_another_end_a_sweep(make_listener: Callable[..., Lis
     assert listener.fatal.endswith("the last: ValueError: no")
 
 
-def test_a_process_that_dies_ends_a_sweep(
+def failed(listener: Listener, name: str, error: Exception) -> None:
+    listener.on_trial_start(1, [], trial(name))
+    listener.folder.failed(name, error)
+    listener.on_trial_error(1, [], trial(name))
+
+
+@pytest.mark.parametrize("error", [NoRoom("no worker for 600 s"), TeacherUnavailable("one: lost")])
+def test_what_is_not_a_trials_own_is_no_result(
+    make_listener: Callable[..., Listener], folder: Folder, error: Exception
+) -> None:
+    listener = make_listener()
+    failed(listener, "a", error)
+    assert folder.records() == [] and listener.passed and listener.fatal is None
+
+
+def test_a_failure_while_it_stops_is_no_result(
     make_listener: Callable[..., Listener], folder: Folder
 ) -> None:
-    """What it leaves may take the room that the next trial needs."""
+    failed(make_listener(stopping=True), "a", ValueError("no"))
+    listener = make_listener(at_once=1)
+    folder.stop()
+    failed(listener, "b", ValueError("no"))
+    failed(listener, "c", NoRoom("no worker for 600 s"))
+    assert folder.records() == [] and listener.fatal is None
+
+
+def test_a_sweep_ends_when_no_trial_finds_room(make_listener: Callable[..., Listener]) -> None:
+    listener = make_listener(at_once=2)
+    failed(listener, "a", NoRoom("no worker for 600 s"))
+    assert listener.fatal is None
+    failed(listener, "b", NoRoom("no worker for 600 s"))
+    assert listener.fatal == "no trial finds room: no worker for 600 s"
+
+
+def test_a_sweep_goes_on_with_the_trials_that_found_room(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    listener = make_listener(at_once=2)
+    listener.on_trial_start(1, [], trial("housed"))
+    folder.housed("housed")
+    for index in range(2 * FAILURES):
+        failed(listener, f"t{index}", NoRoom("no worker for 600 s"))
+    assert listener.fatal is None and folder.is_housed("housed")
+
+
+def test_a_process_that_dies_is_recorded_and_ends_nothing(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
     listener = make_listener()
+    for index in range(FAILURES):
+        assert listener.fatal is None
+        listener.on_trial_start(1, [], trial(f"t{index}"))
+        folder.began(f"t{index}")
+        listener.on_trial_error(1, [], trial(f"t{index}"))
+    assert {record.why for record in folder.records()} == {DIED}
+    assert not folder.is_running("t0") and listener.fatal is not None
+    assert listener.fatal.endswith("is there memory enough?")
+
+
+def test_who_was_told_to_stop_is_waited_for_when_nothing_else_runs(folder: Folder) -> None:
+    leavers = Leavers(folder, patience=60)
+    folder.began("a")
+    leavers.told("a")
+    leavers.look(alone=False)
+    assert folder.is_running("a")
+    gone = threading.Timer(0.3, folder.ended, ["a"])
+    gone.start()
+    leavers.look(alone=True)
+    assert not folder.is_running("a")
+    gone.join()
+
+
+def test_who_does_not_come_to_it_is_not_waited_for_longer(folder: Folder) -> None:
+    leavers = Leavers(folder, patience=-1)
+    folder.began("a")
+    leavers.told("a")
+    leavers.look(alone=True)
+
+
+def test_of_two_starts_the_newer_one_writes(
+    make_listener: Callable[..., Listener], folder: Folder, tmp_path: Path
+) -> None:
+    folder.begin()
+    listener = make_listener()
+    newer = Folder(tmp_path)
+    newer.begin()
     listener.on_trial_start(1, [], trial("a"))
-    listener.on_trial_error(1, [], trial("a"))
-    assert folder.records()[0].why == DIED and listener.fatal is not None
+    judged(listener, "a", "finished")
+    listener.on_trial_complete(1, [], trial("a"))
+    assert Switch(lambda: False, listener, patience=60).stop_all()
+    assert folder.is_stopped and not newer.is_stopped
+    assert newer.records() == [] and listener.fatal
+    with pytest.raises(RunFailed, match=f"^another start of this run writes to {tmp_path}$"):
+        folder.refuse_another_start()
+    newer.refuse_another_start()
+
+
+def test_a_start_removes_what_trials_left_that_did_not_end(folder: Folder, tmp_path: Path) -> None:
+    folder.write(record(0, 1.0, 0.5))
+    folder.began("t1")
+    folder.stop()
+    newer = Folder(tmp_path)
+    newer.begin()
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["t0"]
+
+
+def test_the_time_of_a_start_counts_that_ended_no_trial(
+    make_listener: Callable[..., Listener], folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.begin()
+    assert folder.elapsed == 0
+    monkeypatch.setattr(listening, "LOOKING", -1)
+    make_listener(began=time.monotonic() - 300).on_step_end(1, [])
+    assert 300 <= folder.elapsed < 360
+    folder.write(record(0, 1.0, 0.5, ended=900.0))
+    assert folder.elapsed == 900

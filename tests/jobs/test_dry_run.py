@@ -74,6 +74,20 @@ def test_it_plans_for_other_nodes(call: Call, config: Path, tmp_path: Path) -> N
     assert "high, replica 0: 0.5 CPU on large\n" in shown
 
 
+@pytest.mark.parametrize("job", ["amalgamate", "tune"])
+def test_for_other_nodes_it_asks_neither_the_storage_nor_the_output_folder(
+    call: Call, write: Callable[..., Path], tmp_path: Path, job: str
+) -> None:
+    nodes, folder = tmp_path / "nodes.yaml", tmp_path / "out"
+    nodes.write_text("[{name: large, cpus: 8}]")
+    folder.mkdir()
+    (folder / "result.json").write_text("{}")
+    config = write(tmp_path, search={"space": {"losses.batch_norm": {"log": [1, 2]}}})
+    stored = "training.checkpoint.storage=s3://nowhere/runs?endpoint_override=127.0.0.1:9"
+    given = ("--config", config, "--output", folder, "--set", stored, "--dry-run")
+    assert call(job, *given, "--nodes", nodes).code == 0
+
+
 def test_it_refuses_nodes_that_are_too_small(call: Call, config: Path, tmp_path: Path) -> None:
     nodes = tmp_path / "nodes.yaml"
     nodes.write_text("- {name: small, cpus: 1.5}\n")

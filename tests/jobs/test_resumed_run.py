@@ -126,4 +126,4 @@ def test_what_says_that_all_is_there_is_copied_at_the_end(
     copied: tuple[str, ...], left: tuple[str, ...], last: str
 ) -> None:
     assert copied[-1] == last
-    assert {*left} - {*copied} <= {"checkpoints"}
+    assert {*left} - {*copied} <= {"checkpoints", "owner"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -17,46 +20,60 @@ from running import Ended, run, start, traces
 
 from dfka_dist.loading import load
 from dfka_dist.models.target import TargetNet
-from dfka_dist.tuning.records import Folder
+from dfka_dist.tuning.records import DIED, Folder
 
+SHORT = {"training.steps": 4, "training.rehearsal_steps": 0, "training.fine_tune_steps": 0}
 SEARCH: dict[str, Any] = {
+    "space": {"losses.batch_norm": {"log": [0.1, 100]}, "losses.adversarial": {"linear": [0, 1]}},
+    "trial": SHORT,
+    "pilots": 2,
+    "trials": 3,
+    "concurrent": 2,
+}
+"""By Optuna and ASHA."""
+HALF = {"worker_cpus": 0.5}
+"""Two workers find room beside the teachers on two cores."""
+GRID: dict[str, Any] = {
     "space": {
         "losses.batch_norm": {"choices": [2.0]},
         "target.backbone": {"choices": ["convnet", "nowhere:network"]},  # that trial fails
     },
-    "trial": {"training.rehearsal_steps": 0, "training.fine_tune_steps": 0},
+    "trial": SHORT,
     "algorithm": "grid",
     "scheduler": "none",
     "pilots": 1,
 }
 TRIALS = 3
-"""The pilot, with the run's own values, and the grid."""
+"""Of either; of the grid the pilot, with the run's own values, and two points."""
 
 
-STOPS = [
-    pytest.param(number, marks=pytest.mark.exhaustive)
-    for number in (signal.SIGTERM, signal.SIGKILL)
-]
-
-
-@pytest.fixture(scope="module", params=[None, *STOPS])
+@pytest.fixture(scope="module")
 def swept(
+    tiny: dict[str, Any], write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a sweep that is over."""
+    folder = tmp_path_factory.mktemp("swept")
+    write(folder, search=SEARCH, training=tiny["training"] | HALF)
+    ended = run("tune", "--config", folder / "run.yaml", "--output", folder / "out")
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture(scope="module", params=[signal.SIGTERM, signal.SIGKILL])
+def resumed(
     request: pytest.FixtureRequest,
     write: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The folder of a sweep that is over; or was stopped or killed after its first trial, and went
-    on."""
-    folder = tmp_path_factory.mktemp("swept")
-    write(folder, search=SEARCH)
+    """The folder of a sweep that was stopped or killed after its first trial, and went on."""
+    folder = tmp_path_factory.mktemp("resumed")
+    write(folder, search=GRID)
     arguments = ("tune", "--config", folder / "run.yaml", "--output", folder / "out", "--resume")
-    if request.param is not None:
-        _stop_after_a_trial(folder, arguments, request.param)
+    _stop_after_a_trial(folder, arguments, request.param)
     before = _seconds(folder)
     ended = run(*arguments)
     assert ended.code == 0, ended.err
-    assert len(before) == (request.param is not None)
-    assert _seconds(folder).items() >= before.items()
+    assert len(before) == 1 and _seconds(folder).items() >= before.items()
     return folder
 
 
@@ -74,12 +91,50 @@ def _stop_after_a_trial(
         assert process.returncode == 4 and "--resume goes on" in err.splitlines()[-1], err
 
 
+@pytest.mark.exhaustive
+def test_a_trial_whose_process_dies_is_recorded_and_ends_nothing(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = ("tune", "--config", write(tmp_path, search=GRID), "--output", tmp_path / "out")
+    with start(*arguments) as process:
+        try:
+            _wait_for(tmp_path / "out" / "trials", "*/trial.json")
+            _wait(lambda: _running(tmp_path / "out" / "trials"))
+            own = [p for p in psutil.Process(process.pid).children(recursive=True) if _is_trial(p)]
+            assert own
+            for each in own:
+                each.kill()
+            _, err = process.communicate(timeout=180)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
+    dead = [record for record in Folder(tmp_path / "out").records() if record.why == DIED]
+    assert dead and not any(
+        [*Path(tempfile.gettempdir()).glob(f"dfka-{record.name}*")] for record in dead
+    )
+
+
+def _is_trial(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.cmdline()[0].startswith("ray::Trial.")
+    return False
+
+
+def _running(place: Path) -> list[Path]:
+    """Trials that are on their way."""
+    return [path for path in place.glob("*/running") if not (path.parent / "trial.json").exists()]
+
+
 def _wait_for(place: Path, pattern: str) -> None:
+    _wait(lambda: [*place.glob(pattern)])
+
+
+def _wait(found: Callable[[], Sequence[Path]]) -> None:
     for _ in range(1200):
-        if any(place.glob(pattern)):
+        if found():
             return
         time.sleep(0.2)
-    raise AssertionError(f"no {pattern} came to {place}")
+    raise AssertionError("nothing came")
 
 
 def _seconds(folder: Path) -> dict[str, float]:
@@ -88,24 +143,50 @@ def _seconds(folder: Path) -> dict[str, float]:
     return {record.name: record.seconds for record in records}
 
 
-@pytest.fixture(scope="module")
-def trials(swept: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(swept / "out" / "trials.parquet").to_pylist()
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / "out" / "trials.parquet").to_pylist()
     return found
 
 
-def test_a_sweep_goes_on_with_the_trials_that_are_over(trials: list[dict[str, Any]]) -> None:
+@pytest.fixture(scope="module")
+def trials(swept: Path) -> list[dict[str, Any]]:
+    return _rows(swept)
+
+
+def test_a_sweep_has_its_pilots_and_the_trials_that_were_drawn(
+    trials: list[dict[str, Any]],
+) -> None:
     assert sorted(row["trial"] for row in trials) == list(range(TRIALS))
-
-
-def test_a_trial_that_fails_is_recorded_and_ends_nothing(trials: list[dict[str, Any]]) -> None:
-    (failed,) = (row for row in trials if row["status"] == "failed")
-    assert failed["target.backbone"] == "nowhere:network" and "nowhere" in failed["why"]
+    assert sum(row["pilot"] for row in trials) == 2
+    assert len({row["losses.batch_norm"] for row in trials}) == TRIALS
 
 
 def test_trials_are_judged_at_their_moments_and_at_their_end(trials: list[dict[str, Any]]) -> None:
-    (own,) = (row for row in trials if row["status"] == "finished" and not row["pilot"])
-    assert len(own["moments"]) == 4 + 1
+    (drawn,) = (row for row in trials if not row["pilot"])  # nobody was there before it
+    assert drawn["status"] == "finished" and len(drawn["moments"]) == 4 + 1
+
+
+def test_trials_run_at_once(trials: list[dict[str, Any]]) -> None:
+    first, second = sorted((row for row in trials if row["pilot"]), key=lambda row: row["ended"])
+    assert second["ended"] - second["seconds"] < first["ended"]
+
+
+def test_trials_leave_nothing_that_runs(swept: Path, trials: list[dict[str, Any]]) -> None:
+    folder, temporary = Folder(swept / "out"), Path(tempfile.gettempdir())
+    assert not any(folder.is_running(row["name"]) for row in trials)
+    assert not any([*temporary.glob(f"dfka-{row['name']}*")] for row in trials)
+    assert folder.elapsed >= max(row["ended"] for row in trials)
+
+
+@pytest.mark.exhaustive
+def test_a_sweep_goes_on_with_the_trials_that_are_over(resumed: Path) -> None:
+    assert sorted(row["trial"] for row in _rows(resumed)) == list(range(TRIALS))
+
+
+@pytest.mark.exhaustive
+def test_a_trial_that_fails_is_recorded_and_ends_nothing(resumed: Path) -> None:
+    (failed,) = (row for row in _rows(resumed) if row["status"] == "failed")
+    assert failed["target.backbone"] == "nowhere:network" and "nowhere" in failed["why"]
 
 
 def test_the_best_agrees_most(trials: list[dict[str, Any]]) -> None:
@@ -116,7 +197,13 @@ def test_the_best_agrees_most(trials: list[dict[str, Any]]) -> None:
 def test_the_true_score_stands_beside(swept: Path, trials: list[dict[str, Any]]) -> None:
     assert all(row["accuracy"] is not None for row in trials if row["status"] == "finished")
     said = json.loads((swept / "out" / "result.json").read_text("utf-8"))
-    assert (said["best"], said["trials"], said["finished"]) == (trials[0], TRIALS, 2)
+    assert (said["best"], said["trials"], said["finished"]) == (trials[0], TRIALS, TRIALS)
+
+
+def test_the_rank_correlation_with_the_true_score_is_kept(swept: Path) -> None:
+    said = json.loads((swept / "out" / "result.json").read_text("utf-8"))
+    assert said["spearman"].keys() == {"accuracy", "mAP"}
+    assert all(-1 <= value <= 1 for value in said["spearman"].values())
 
 
 def test_the_best_run_runs_as_it_is(
@@ -128,9 +215,18 @@ def test_the_best_run_runs_as_it_is(
     assert call("amalgamate", "--config", swept / "out" / "best.yaml", "--dry-run").code == 0
 
 
+@pytest.mark.exhaustive
+def test_the_best_run_runs(swept: Path, tmp_path: Path) -> None:
+    ended = run(
+        "amalgamate", "--config", swept / "out" / "best.yaml", "--output", tmp_path / "best"
+    )
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "best" / "target_net" / "model.safetensors").exists()
+
+
 def test_the_page_shows_every_trial(swept: Path, trials: list[dict[str, Any]]) -> None:
     page = (swept / "out" / "sweep.html").read_text("utf-8")
-    assert page.count("<svg") == 2 and page.count("<td>finished") == 2
+    assert page.count("<svg") == 2 and page.count("<td>finished") == TRIALS
     assert not re.search(r"""(src|href)=["']?http""", page)
 
 
@@ -142,12 +238,27 @@ def test_a_finished_trials_network_is_kept(swept: Path, trials: list[dict[str, A
 def test_a_sweep_of_another_space_does_not_go_on(call: Callable[..., Ended], swept: Path) -> None:
     path = swept / "other.yaml"
     tree = yaml.safe_load((swept / "run.yaml").read_text("utf-8"))
-    tree["search"]["space"]["losses.batch_norm"] = {"choices": [1.0, 2.0]}
+    tree["search"]["space"]["losses.batch_norm"] = {"log": [0.1, 10]}
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     refusal = call("tune", "--config", path, "--output", swept / "out", "--resume").refusal
-    assert refusal.startswith(
-        "error: search.space.losses.batch_norm.choices: is [1.0, 2.0] and was "
-    )
+    assert refusal.startswith("error: search.space.losses.batch_norm.log")
+
+
+def test_a_sweep_that_is_over_has_nothing_left_to_do(
+    call: Callable[..., Ended], swept: Path, tmp_path: Path
+) -> None:
+    storage, copy = tmp_path / "storage", tmp_path / "storage" / "tiny-sweep" / "result"
+    stored = (f"training.checkpoint.storage={storage}", "training.checkpoint.shared=true")
+    sets = [a for change in stored for a in ("--set", change)]
+    given = ("tune", "--config", swept / "run.yaml", *sets, "--resume", "--output")
+    over = f"this sweep is over: {swept / 'out' / 'sweep.html'}\n"
+    assert call(*given, swept / "out").out == f"{over}copied:  {copy}\n"
+    assert call(*given, swept / "out").out == over
+    assert call(*given, tmp_path / "elsewhere").out == f"this sweep is over: {copy}\n"
+    assert (copy / "sweep.html").exists() and not (tmp_path / "elsewhere").exists()
+    other = "search.space={losses.group: {choices: [1.0]}}"
+    refusal = call(*given, tmp_path / "elsewhere", "--set", other).refusal
+    assert refusal.startswith("error: search.space.")
 
 
 def test_a_sweep_is_not_written_over(call: Callable[..., Ended], swept: Path) -> None:
@@ -180,13 +291,25 @@ def test_a_sweep_whose_own_file_is_broken_is_refused_by_its_name(
 def test_a_dry_run_says_how_many_trials_run_at_once(
     call: Callable[..., Ended], write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config, nodes = write(tmp_path, search=SEARCH), tmp_path / "nodes.yaml"
+    own = {key: value for key, value in SEARCH.items() if key != "concurrent"}
+    config, nodes = write(tmp_path, search=own), tmp_path / "nodes.yaml"
     nodes.write_text("[{name: a, cpus: 4}, {name: b, cpus: 4}]", encoding="utf-8")
     given = ("tune", "--config", config, "--dry-run", "--nodes", nodes)
     ended = call(*given, "--set", "run.address=auto")
     assert "trials at once beside the teachers: 7 (workers of each: 1, of 1 CPU" in ended.out
     refusal = call(*given, "--set", "run.address=auto", "--set", "search.concurrent=8").refusal
     assert refusal.startswith("error: search.concurrent: 8 do not fit; ")
+
+
+def test_a_run_whose_archive_is_written_can_be_searched(
+    call: Callable[..., Ended], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "images-00000.parquet").write_bytes(b"")
+    archive = f"training.archive={tmp_path / 'archive'}"
+    given = ("--config", write(tmp_path, search=GRID), "--set", archive, "--dry-run")
+    assert call("tune", *given).code == 0
+    assert call("amalgamate", *given).code == 2
 
 
 def test_a_run_without_a_search_is_refused(call: Callable[..., Ended], config: Path) -> None:

@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 
 from planning import configurations, nodes, parsed, runs
-from reading import ROOT, Manifest, clusters
+from reading import ROOT, Manifest, amount, clusters
 from registry import rule
 
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.teachers.placement import plan
+
+HEAD, TRIAL = 3 * 2**30, 2**30
+"""Bytes that the head takes alone, its shared memory among them, and of every run that is driven
+from there."""
 
 
 @rule
@@ -20,6 +24,17 @@ def the_head_computes_nothing(manifests: Sequence[Manifest]) -> Iterator[str]:
     for name, cluster in clusters(manifests):
         if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
             yield f"{name}: servers could be placed on the head"
+
+
+@rule
+def the_head_has_memory_for_all_trials(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Their drivers are beside that of the search."""
+    for name, config in runs(manifests):
+        needed = HEAD + TRIAL * _trials(config)
+        for owner, cluster in clusters(manifests):
+            pod = cluster["headGroupSpec"]["template"]["spec"]
+            if amount(pod["containers"][0]["resources"]["limits"]["memory"]) < needed:
+                yield f"{owner}: the head has less than {needed / 2**30:g} GiB, for {name}"
 
 
 @rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,28 @@ def test_a_copy_that_is_there_is_refused_until_it_is_cleared(copy: Copy) -> None
     copy.clear()
     copy.clear()
     copy.refuse_existing()
+
+
+def test_a_part_is_copied_before_all_is_there_and_brought_back(
+    copy: Copy, folder: Path, storage: str
+) -> None:
+    assert not copy.fetch("network")
+    copy.add("network", "missing")
+    assert not copy.is_whole() and copy.text("notes.txt") is None
+    shutil.rmtree(folder / "network")
+    assert copy.fetch("network")
+    assert (folder / "network" / "deep" / "weights").read_text() == "network/deep/weights"
+    assert {place.name for place in folder.iterdir()} == {*NAMES, "thesis.tex"} - {"missing"}
+    copy.drop("network")
+    copy.drop("network")
+    assert held(storage) == {}
+
+
+def test_a_part_that_cannot_be_copied_says_so(object_store: ObjectStore, folder: Path) -> None:
+    object_store.is_unavailable = lambda path: path.endswith("notes.txt")
+    with pytest.raises(RunFailed, match=r"^s3://bucket/part cannot be written: "):
+        Copy(Place(object_store.uri("part"), "key"), folder, NAMES).add("notes.txt")
+    object_store.is_unavailable = lambda path: False
 
 
 def test_a_file_that_cannot_be_copied_leaves_no_copy_that_is_whole(

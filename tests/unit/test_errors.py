@@ -13,6 +13,7 @@ from dfka_dist.errors import (
     InputError,
     Interrupted,
     NonFiniteLoss,
+    NoRoom,
     RunFailed,
     TeacherUnavailable,
 )
@@ -23,6 +24,7 @@ from dfka_dist.errors import (
     [
         (InputError("k", "w", "r"), 2),
         (RunFailed("x"), 3),
+        (NoRoom("x"), 3),
         (TeacherUnavailable("x"), 3),
         (NonFiniteLoss("x"), 3),
         (DfkaError("x"), 3),

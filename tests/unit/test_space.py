@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_trial_has_what_all_trials_have_and_keeps_nothing(make_space: MakeSpac
 def test_the_run_of_a_point_is_the_whole_run(make_space: MakeSpace) -> None:
     run = make_space(RANGE, trial={"training.steps": 7}).run({"losses.batch_norm": 2.0})
     assert (run.losses.batch_norm, run.training.steps, run.search) == (2.0, 400, None)
+
+
+def test_neither_trial_nor_run_writes_to_the_archive_of_the_run_as_it_is(
+    make_space: MakeSpace, tmp_path: Path
+) -> None:
+    space = make_space(RANGE, training={"archive": str(tmp_path)})
+    made = (space.run(space.own), space.trial(space.own))
+    assert [each.training.archive for each in made] == [None, None]
 
 
 def test_drawn_points_lie_within_their_ranges(make_space: MakeSpace) -> None:
@@ -158,9 +167,50 @@ def test_a_grid_without_choices_is_refused(make_space: MakeSpace) -> None:
         make_space(RANGE, algorithm="grid")
 
 
+def test_a_value_that_only_trials_could_have_is_refused(make_space: MakeSpace) -> None:
+    space = {"target.branch": {"choices": ["last", "best"]}}
+    trial = {"training.branch_steps": 100}
+    line = r"^search\.space\.target\.branch: 'best' is none of its values: training.branch_steps "
+    with pytest.raises(InputError, match=line):
+        make_space(space, training={"branch_steps": 0}, trial=trial)
+
+
+APART = {"training.batch_size": {"choices": [12, 8]}, "training.fresh_every": {"choices": [1, 3]}}
+"""8 and 3 do not go together."""
+
+
+def test_a_grid_with_a_point_that_cannot_be_a_run_is_refused(make_space: MakeSpace) -> None:
+    line = r"^search\.space: training\.batch_size 8, training\.fresh_every 3 cannot be a run: "
+    with pytest.raises(InputError, match=line):
+        make_space(APART, training={"batch_size": 12}, algorithm="grid")
+
+
+def test_pilots_can_be_runs(make_space: MakeSpace) -> None:
+    space = make_space(APART, training={"batch_size": 12, "fresh_every": 1}, pilots=4)
+    assert len(space.pilots()) == 3
+    with pytest.raises(InputError, match=r"training\.batch_size: 8 does not divide"):
+        space.trial({"training.batch_size": 8, "training.fresh_every": 3})
+
+
 def test_what_all_trials_have_must_be_of_the_run(make_space: MakeSpace) -> None:
     with pytest.raises(InputError, match=r"search.trial.training.step: unknown key"):
         make_space(RANGE, trial={"training.step": 7})
+
+
+@pytest.mark.parametrize("key", ["training", "losses", "generator"])
+def test_a_whole_section_is_not_what_all_trials_have(make_space: MakeSpace, key: str) -> None:
+    line = f"search.trial.{key}: is a section (its keys one by one, dotted: {key}.KEY: VALUE)"
+    with pytest.raises(InputError) as refusal:
+        make_space(RANGE, trial={key: {}})
+    assert str(refusal.value) == line
+
+
+def test_trials_may_have_a_value_that_is_a_mapping(make_space: MakeSpace) -> None:
+    trial = {"target.arguments": {"widths": [2, 3, 4]}, "training.steps": 7}
+    space = make_space(RANGE, trial=trial)
+    for _ in range(2):
+        assert space.trial(space.own).target.arguments == {"widths": [2, 3, 4]}
+    assert space.spec.trial == trial
 
 
 @pytest.mark.parametrize(
