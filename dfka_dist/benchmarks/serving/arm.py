@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from dfka_dist import clusters
+
 Way = Literal["local", "served"]
 Order = Literal["turns", "at once"]
 """Of the two generators' work (`Aside`)."""
@@ -34,6 +36,8 @@ class Arm:
 
     def __init__(self, config: Path, way: Way, threads: int, order: Order) -> None:
         self.name = f"{way}, {threads} {'thread' if threads == 1 else 'threads'}, {order}"
+        # Where servers compute on the other core, a run's workers do not spin while they wait.
+        self._own = clusters.WORKERS if way == "served" else {}
         self._command = [sys.executable, "-m", __name__, str(config), way, str(threads), order]
 
     def __enter__(self) -> Arm:
@@ -45,7 +49,7 @@ class Arm:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=os.environ | {"RAY_worker_niceness": "0"},
+            env=os.environ | {"RAY_worker_niceness": "0"} | self._own,
         )
         self.steps(WARMING)
         return self
@@ -131,7 +135,6 @@ def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
 
 @contextmanager
 def _served(config: Any, weights: Any) -> Iterator[Any]:
-    from dfka_dist import clusters
     from dfka_dist.teachers.placement import plan
     from dfka_dist.teachers.pool import TeacherPool
 
