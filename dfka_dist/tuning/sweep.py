@@ -67,14 +67,18 @@ class Sweep:
         contest = Contest(self._piloted())
         if self._spec.algorithm == "grid":
             self._try_all(self._space.grid(), contest)
-            return self._ring.folder.records()
+        else:
+            self._try_drawn(contest)
+        self._end_if_told()
+        return self._ring.folder.records()
+
+    def _try_drawn(self, contest: Contest) -> None:
         while not self._is_over():
             known = self._ring.folder.records()
             missing = -1 if self._spec.most is None else max(0, self._spec.most - len(known))
             if not missing:
                 break
             self._fit(contest, {}, missing, sampled(self._space, known, self._ring.concurrent))
-        return self._ring.folder.records()
 
     def _piloted(self) -> Heard:
         """Run the pilots that are missing; the probe set that all of them make."""
@@ -84,6 +88,7 @@ class Sweep:
             self._showing.message(f"{len(missing)} pilots, on whose images all are compared")
             self._try_all(missing, Contest())
         pilots = [r for r in folder.records() if r.pilot and r.status == "finished"]
+        self._end_if_told()
         if not pilots:
             whys = ", ".join(record.why or record.status for record in folder.records())
             whys = whys or "search.seconds were over before"
@@ -161,14 +166,17 @@ class Sweep:
                 ),
             ).fit()
             leavers.end()
-        if self._stopping():
-            what = "the sweep was stopped; --resume goes on, with the trials that are over"
-            raise Interrupted(what)
+        self._end_if_told()
         ring.folder.refuse_another_start()
         if listener.fatal is not None:
             raise RunFailed(f"{listener.fatal}; --resume goes on")
         if len(ring.folder.records()) == before and not self._is_over():
             raise RunFailed(f"no trial came to a result: {listener.passed}; --resume goes on")
+
+    def _end_if_told(self) -> None:
+        if self._stopping():
+            what = "the sweep was stopped; --resume goes on, with the trials that are over"
+            raise Interrupted(what)
 
     def _is_over(self) -> bool:
         seconds = self._spec.seconds

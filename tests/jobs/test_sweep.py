@@ -115,8 +115,8 @@ def test_a_trial_whose_process_dies_is_recorded_and_ends_nothing(
 
 
 def _is_trial(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return process.cmdline()[0].startswith("ray::Trial.")
+    with suppress(psutil.Error, IndexError):
+        return process.cmdline()[0].startswith("ray::ResourceTrainable")  # as Ray Tune calls it
     return False
 
 
