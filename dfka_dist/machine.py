@@ -7,6 +7,8 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -68,12 +70,22 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(*pair) for pair in wanted)
 
 
-def give_way() -> None:
+def give_way() -> Callable[[], None]:
     """Let all threads that there are so far go before this one, where there are too few cores.
 
     On Linux a thread has a niceness of its own, which those that it starts inherit.
+
+    Returns:
+        What puts this thread back, if its user may do that.
     """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        own = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, own + BEHIND)  # to 19 at most
+    if sys.platform != "linux":
+        return lambda: None
+    thread = threading.get_native_id()
+    own = os.getpriority(os.PRIO_PROCESS, thread)
+    os.setpriority(os.PRIO_PROCESS, thread, own + BEHIND)  # to 19 at most
+
+    def take_back() -> None:
+        with suppress(PermissionError):  # most users may only ever give way more
+            os.setpriority(os.PRIO_PROCESS, thread, own)
+
+    return take_back

@@ -33,6 +33,7 @@ class Aside:
         self._helper = ThreadPoolExecutor(1, "aside") if helped else None
         self._wide = wide
         self._put_off: Later[Any] = Later(lambda: None)
+        self._take_back: Callable[[], None] = lambda: None
 
     @classmethod
     def fitting(cls, device: torch.device) -> Aside:
@@ -49,7 +50,7 @@ class Aside:
             return cls(helped=False)
         aside = cls(helped=True, wide=2)
         aside.now(lambda: None).result()  # it is there, and so does not give way with its caller
-        machine.give_way()
+        aside._take_back = machine.give_way()
         return aside
 
     def widely(self, call: Callable[[], Made]) -> Made:
@@ -74,9 +75,10 @@ class Aside:
         return self._next(call) if self._helper is None else self._helper.submit(call)
 
     def close(self) -> None:
-        """End the thread; what was not begun is not done."""
+        """End the thread; what was not begun is not done. Whoever gave way does so no more."""
         if self._helper is not None:
             self._helper.shutdown(cancel_futures=True)
+        self._take_back()
 
     def _next(self, call: Callable[[], Made]) -> Later[Made]:
         before = self._put_off
