@@ -24,6 +24,7 @@ from dfka_dist.models.dual import untracked
 from dfka_dist.training import universal
 from dfka_dist.training.checkpoint import Reading, Writing, read_state, refuse_code, write_state
 from dfka_dist.training.collectives import rank_and_size, share_timeout
+from dfka_dist.training.compiling import await_compilers
 from dfka_dist.training.shards import failing_late
 
 Optimizer = Literal["adam", "sgd"]
@@ -71,6 +72,7 @@ class Engine:
             autocast = torch.autocast(device.type, torch.bfloat16)
             network.forward = autocast(network.forward)
         self.network = network
+        await_compilers()
         self._engine, *_ = deepspeed.initialize(
             model=network,
             model_parameters=[p for p in network.parameters() if p.requires_grad],
