@@ -44,8 +44,14 @@ class Draws:
         self._labels, self._wanted = config.asked_labels, len(config.labels)
         self._pools, self._device = pools, device
 
-    def latents(self, stream: str, step: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Noise (N, Z), and the label sets asked for (N, A); all zero where none are sampled."""
+    def latents(
+        self, stream: str, step: int, rows: range, pools: Sequence[Sequence[int]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (N, Z), and the label sets asked for (N, A); all zero where none are sampled.
+
+        Args:
+            pools: others than those of the run.
+        """
         noise = self._streams.normal(f"noise.{stream}", step, rows, self._spec.latent)
         sets = self._streams.label_sets(
             f"labels.{stream}",
@@ -53,7 +59,7 @@ class Draws:
             rows,
             len(self._labels),
             self._spec.labels_per_image,
-            self._pools,
+            pools or self._pools,
         )
         asked_for = sets if self._sampled else torch.zeros_like(sets)
         return noise.to(self._device), asked_for.to(self._device)
@@ -81,8 +87,10 @@ class Draws:
 
     def sheet(self, generator: GroupStackGenerator, each: int) -> Tensor:
         """(labels * each, C, H, W) on the CPU, one wanted label after the other; `each` is even."""
-        rows = range(each * len(self._pools) * max(len(pool) for pool in self._pools))
-        images = self.synthesize(generator, "samples", 0, rows).images
-        shown = [first_label(row // 2, self._pools) for row in rows]
+        pools = [[i for i in dict.fromkeys(pool) if i < self._wanted] for pool in self._pools]
+        rows = range(each * len(pools) * max(map(len, pools)))
+        with only_synthesizing(generator):
+            stack: Stack = generator(*self.latents("samples", 0, rows, pools))
+        shown = [first_label(row // 2, pools) for row in rows]
         own = [[row for row in rows if shown[row] == i][:each] for i in range(self._wanted)]
-        return images[torch.tensor(own).flatten()].cpu()
+        return stack.images[torch.tensor(own).flatten()].cpu()
