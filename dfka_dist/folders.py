@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def is_writable(folder: Path) -> bool:
 def whole(place: Path) -> Iterator[Path]:
     """Where to write a file or a folder that appears at its place when it is complete.
 
-    If that fails, there is what was there before. A folder cannot take another's place at once: a
+    What is put there outlasts a machine that loses its power. If that fails, there is what was
+    there before. A folder cannot take another's place at once: a
     kill just then leaves both beside it, whole, and the next one brings the older back.
     """
     part, before = (place.with_name(f"{place.name}.{what}") for what in ("part", "before"))
@@ -33,6 +35,9 @@ def whole(place: Path) -> Iterator[Path]:
     _bring_back(before, place)
     try:
         yield part
+        for each in [part, *part.rglob("*")]:
+            if each.is_file():
+                onto_the_disk(each)
         if place.is_dir():
             place.replace(before)
         part.replace(place)
@@ -51,14 +56,23 @@ def _bring_back(before: Path, place: Path) -> None:
 
 
 def write_whole(place: Path, text: str) -> None:
-    """Write a text as `whole` does, and onto the disk itself.
+    """Write a text as `whole` does.
 
     Raises:
         OSError: it cannot be written.
     """
     with whole(place) as part:
         part.write_text(text, encoding="utf-8")
-        onto_the_disk(part)
+
+
+def sha256(place: Path) -> str:
+    """Of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def onto_the_disk(place: Path) -> None:

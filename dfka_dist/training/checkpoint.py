@@ -11,7 +11,7 @@ What is on no list is no part of it, and makes it another than was written.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import pickle
 import tempfile
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dfka_dist.folders import sha256
 from dfka_dist.training.lists import (
     LASTING,
     RUN,
@@ -37,6 +38,8 @@ from dfka_dist.training.lists import (
 )
 
 State = dict[str, Tensor]
+_BROKEN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""What a disk says of what is not there; whatever else, it may not say again."""
 
 
 @dataclass
@@ -127,6 +130,7 @@ class Reading:
 
         Raises:
             BrokenCheckpoint: a file is missing, or not what was written, or on no list.
+            OSError: one cannot be read just now.
         """
         try:
             lists = Lists.read(lambda name: (folder / name).read_bytes())
@@ -136,6 +140,8 @@ class Reading:
         except UnfinishedCheckpoint as error:
             raise UnfinishedCheckpoint(f"{folder.name}: {error}") from error
         except (OSError, ValueError, KeyError, TypeError, BrokenCheckpoint) as error:
+            if isinstance(error, OSError) and error.errno not in _BROKEN:
+                raise
             raise BrokenCheckpoint(f"{folder.name}: {error}") from error
         return cls(folder, lasting, lists.run, needed.lasting, desk or Path(tempfile.gettempdir()))
 
@@ -208,11 +214,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _told(place: Path) -> Told:
-    with place.open("rb") as file:
-        return {
-            "bytes": place.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+    return {"bytes": place.stat().st_size, "sha256": sha256(place)}
 
 
 def _refuse_strangers(folder: Path, lists: Lists) -> None:

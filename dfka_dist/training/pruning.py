@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
@@ -10,6 +11,7 @@ from pyarrow import fs
 
 from dfka_dist.places import Place
 from dfka_dist.training.carrying import raw
+from dfka_dist.training.fence import SETTLING
 from dfka_dist.training.lists import LASTING, BrokenCheckpoint, Lists, Told
 
 _NAMED = re.compile(r"checkpoint-(\d{9})")
@@ -25,7 +27,7 @@ def steps_in(names: Iterable[str]) -> list[int]:
     return sorted(int(match[1]) for match in map(_NAMED.fullmatch, names) if match)
 
 
-def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> None:
+def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> bool:
     """Older checkpoints go, also those that are not complete; later ones, which were passed over;
     and then what none needs any more.
 
@@ -34,10 +36,15 @@ def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> None
         keep: how many stay.
         broken: steps of those that were found to be so.
 
+    Returns:
+        whether the newest is complete; if not, nothing goes.
+
     Raises:
         OSError, pyarrow.ArrowException, InputError: the place cannot be read or written; it holds
             more than it should.
     """
+    if not _is_seen(place, newest):
+        return False
     steps, kept = steps_in(place.names()), dict[int, set[str]]()
     sizes = _sizes(place, LASTING)
     for step in reversed(steps):
@@ -49,6 +56,17 @@ def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> None
             place.files.delete_dir(f"{place.folder}/{name_of(step)}")
     for name in sizes.keys() - set().union(*kept.values()):
         place.files.delete_file(f"{place.folder}/{LASTING}/{name}")
+    return True
+
+
+def _is_seen(place: Place, step: int) -> bool:
+    """Whether a checkpoint is complete, or comes to be seen so."""
+    until = time.monotonic() + SETTLING
+    while _needed(place, step, _sizes(place, LASTING)) is None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 def _needed(place: Place, step: int, lasting: Mapping[str, int]) -> set[str] | None:

@@ -151,9 +151,11 @@ class FolderShelf:
 
         Raises:
             RunFailed: they cannot be reached by one of the ranks, or there are some and none is
-                whole, and the next one would remove what may be mended; on all.
+                whole, and the next one would remove what may be mended; or one of the ranks sees
+                another place than the run began with; on all.
         """
         clear_abandoned(str(self))
+        self._fence.meet()
         lost = False
         for step in reversed(self._agreed_steps()):
             reading, broken, unreachable = None, None, None
@@ -167,7 +169,7 @@ class FolderShelf:
             said = said_by_any(None if broken is None else str(broken))
             if said is None:
                 return reading
-            was_whole = broken is not None and not isinstance(broken, UnfinishedCheckpoint)
+            was_whole = broken is None or not isinstance(broken, UnfinishedCheckpoint)
             lost = any(gathered(was_whole)) or lost
             self._broken.add(step)
             log.warning("passing over a checkpoint: %s", said)
@@ -212,9 +214,11 @@ class FolderShelf:
             put(writing.lasting, self.place, LASTING)
             put(writing.folder, self.place, name_of(global_step))
 
-        failure = self._fence.refuse_another()
+        unseen = self._fence.refuse_another()
+        if unseen is not None:  # whose checkpoint of this step lies there is not known
+            raise NotKept(f"no checkpoint at step {global_step}: {unseen}")
         # Of a save that was interrupted, perhaps by more workers, nothing may stay in it.
-        failure = failure or said_by_any(self._tried(lambda: self._remove(there)))
+        failure = said_by_any(self._tried(lambda: self._remove(there)))
         failure = failure or said_by_any(self._tried(put_all))
         if failure is not None:
             if rank_and_size()[0] == 0:
@@ -222,10 +226,23 @@ class FolderShelf:
             raise NotKept(f"no checkpoint at step {global_step}: {failure}")
         self._fence.refuse_another()
         self._broken.discard(global_step)
+        self._prune(global_step)
+
+    def _prune(self, newest: int) -> None:
+        """Let older ones go, if the newest is seen to be there."""
+        incomplete = False
         if rank_and_size()[0] == 0:
-            failure = self._tried(lambda: prune(self.place, global_step, self._keep, self._broken))
+
+            def let_go() -> None:
+                nonlocal incomplete
+                incomplete = not prune(self.place, newest, self._keep, self._broken)
+
+            failure = self._tried(let_go)
             if failure is not None:
                 log.warning("older checkpoints stay in %s: %s", self, failure)
+        if gathered(incomplete)[0]:
+            what = f"{self} does not hold what all workers have written: do they share it?"
+            raise NotKept(f"no checkpoint at step {newest}: {what}")
 
     def _remove(self, folder: str) -> None:
         if (

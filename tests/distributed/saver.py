@@ -17,8 +17,9 @@ from limits import no_file_longer_than
 from torch import Tensor, nn
 
 from dfka_dist.config import CheckpointSpec, TrainingSpec
-from dfka_dist.errors import NonFiniteNetwork, NotKept
+from dfka_dist.errors import NonFiniteNetwork, NotKept, RunFailed
 from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.training import fence, pruning
 from dfka_dist.training.diary import Diary
 from dfka_dist.training.engines import Engine
 from dfka_dist.training.ledger import Ledger
@@ -46,6 +47,7 @@ def work(rank: int, size: int, folder: Path, storage: str) -> None:
         "homeless": kept(folder / "homeless", no_desk if is_last else untroubled, at=1),
         "ended": ended(folder / "ended", small if is_last else untroubled),
         "differing": differing(folder, rank),
+        "apart": apart(folder, rank),
         "spoiled": spoiled(folder / "spoiled", is_spoiled=is_last),
         "fetched": {stage: fetched(storage.replace("?", f"-{stage}?"), stage) for stage in STAGES},
     }
@@ -156,6 +158,31 @@ def differing(folder: Path, rank: int) -> Found:
         newest = FolderShelf(str(own), keep=9).newest()
     step = None if newest is None else newest.run["diary"]["step"]
     return {"step": step, "warnings": warnings}
+
+
+def apart(folder: Path, rank: int) -> Found:
+    """What is said of a folder that is another one for each worker: when a run goes on, when it
+    begins, and when it saves."""
+    own = folder / f"apart-{rank}"
+    if rank == 0:
+        shutil.copytree(folder / "homeless", own)
+    fence.SETTLING = pruning.SETTLING = 0.0
+    unmarked = FolderShelf(str(own), keep=9)
+    marked = FolderShelf(str(own), keep=9, start="a start")
+    if rank == 0:
+        marked.begin(anew=False)
+    said = [refused(unmarked.newest), refused(marked.newest)]
+    with heard() as warnings:
+        run(FolderShelf(str(folder / f"empty-{rank}"), keep=9), steps=1)
+    return {"said": said, "warnings": warnings, "left": unmarked.steps()}
+
+
+def refused(newest: Callable[[], object]) -> str:
+    try:
+        newest()
+    except RunFailed as error:
+        return str(error)
+    return "nothing"
 
 
 def fetched(storage: str, stage: int) -> Found:

@@ -50,6 +50,20 @@ def test_a_checkpoint_that_is_broken_for_one_worker_is_passed_over_by_both(
         assert "passing over a checkpoint: worker 1: " in found["differing"]["warnings"][0]
 
 
+def test_a_folder_that_workers_do_not_share_ends_the_run_and_loses_nothing(
+    two: list[dict[str, Any]],
+) -> None:
+    for found in two:
+        unmarked, marked = found["apart"]["said"]
+        assert re.fullmatch("no checkpoint in .*apart-. is whole: .*", unmarked)
+        assert re.fullmatch("worker 1: .*apart-1 is not what the run was started with .*", marked)
+        (warning,) = found["apart"]["warnings"]
+        assert re.fullmatch(
+            "no checkpoint at step 1: .* do they share it\\?; the run goes on", warning
+        )
+    assert [found["apart"]["left"] for found in two] == [[2, 3], []]
+
+
 def test_a_network_that_is_not_finite_on_one_worker_is_kept_by_neither(
     two: list[dict[str, Any]],
 ) -> None:

@@ -124,6 +124,48 @@ def test_a_trial_that_is_behind_is_recorded_as_stopped(
     assert (record.status, record.agreements) == ("stopped", [0.5]) and not listener.running
 
 
+def test_what_a_trial_warns_of_is_said_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listening, "LOOKING", 0.0)
+    stream = io.StringIO()
+    listener = Listener(
+        folder,
+        time.monotonic(),
+        lambda: False,
+        Showing("sweep", stream),
+        pilots=False,
+        at_once=1,
+        leavers=Leavers(folder, patience=60),
+    )
+    listener.on_trial_start(1, [], trial("a"))
+    for line in ("no worker for 60 s", "no worker for 120 s"):
+        folder.warn("a", line)
+        for _ in range(2):
+            listener.on_step_end(1, [])
+    folder.warn("a", "no worker any more")
+    listener.on_trial_error(1, [], trial("a"))
+    said = ["no worker for 60 s", "no worker for 120 s", "no worker any more"]
+    assert [line for line in stream.getvalue().splitlines() if "warning" in line] == [
+        f"sweep: warning: trial a: {line}" for line in said
+    ]
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned == [f"trial a: {line}" for line in said]
+
+
+def test_a_record_that_cannot_be_written_is_no_failure_of_its_trial(
+    make_listener: Callable[..., Listener], folder: Folder, tmp_path: Path
+) -> None:
+    listener = make_listener()
+    listener.on_trial_start(1, [], trial("a"))
+    judged(listener, "a", end="finished")
+    (tmp_path / "trials").mkdir(exist_ok=True)
+    (tmp_path / "trials" / "a").write_text("a file where its folder would be")
+    listener.on_trial_complete(1, [], trial("a"))
+    assert listener.fatal is not None and listener.fatal.startswith("trial a cannot be kept: ")
+    assert folder.records() == []
+
+
 def test_what_the_user_cuts_off_is_no_result(
     make_listener: Callable[..., Listener], folder: Folder
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import mounted, start
+from running import mounted, run, start
 
 STEPS = 60
 SAID = ("metrics.jsonl waits until it can be written", "no checkpoint at step ")
@@ -43,6 +43,29 @@ def until_said(process: subprocess.Popen[str]) -> list[str]:
         if all(any(what in each for each in lines) for what in SAID):
             return lines
     raise AssertionError(f"it ended: {lines}")
+
+
+@pytest.mark.exhaustive
+def test_a_run_whose_results_find_no_room_leaves_none_and_can_go_on(
+    tiny: dict[str, Any], write: Callable[..., Path], tmp_path: Path, disk: Path
+) -> None:
+    config, place = write(tmp_path, training=tiny["training"] | {"report_every": 1}), disk / "run"
+    arguments = ("amalgamate", "--config", config, "--output", place, "--resume")
+    with start(*arguments) as process:
+        try:
+            while not (place / "metrics.jsonl").exists() and process.poll() is None:
+                time.sleep(0.05)
+            fill(disk / "ballast")
+            _, err = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    assert process.returncode == 3 and "No space left" in err.splitlines()[-1], err
+    left = {path.name for path in place.iterdir()}
+    assert not {"result.json", "target_net"} & left and not any(".part" in name for name in left)
+    (disk / "ballast").unlink()
+    ended = run(*arguments)
+    assert ended.code == 0, ended.err
+    assert {"result.json", "target_net", "report.html"} <= {p.name for p in place.iterdir()}
 
 
 def test_a_run_goes_on_while_the_disk_of_its_results_is_full(

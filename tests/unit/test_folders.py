@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,24 @@ def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path: Path)
             (part / name).touch()
             assert not (place / name).exists()
     assert [p.name for p in tmp_path.rglob("*")] == ["net", "second"]
+
+
+def test_all_that_a_folder_holds_is_on_the_disk_before_it_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, synced = tmp_path / "net", list[str]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        assert not place.exists()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole(place) as part:
+        (part / "inner").mkdir(parents=True)
+        files = [part / "weights", part / "inner" / "config"]
+        for file in files:
+            file.write_text("x")
+    assert {*map(str, files)} <= {*synced}
 
 
 def test_what_was_left_of_a_folder_that_was_interrupted_does_not_stay(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from limits import no_file_longer_than
 from objectstore import SECRET, ObjectStore
 
 from dfka_dist.errors import InputError, NotKept, RunFailed
+from dfka_dist.training import fence
 from dfka_dist.training.checkpoint import Told, Writing
 from dfka_dist.training.shelf import KEY, FolderShelf
 
@@ -304,6 +305,53 @@ def test_an_earlier_start_writes_and_removes_nothing_any_more(root: Path, tmp_pa
         earlier.refuse_another_start()
     assert later.steps() == [20] and later.newest() is not None
     later.refuse_another_start()
+
+
+def test_an_earlier_group_of_the_same_start_writes_and_removes_nothing_any_more(
+    root: Path, tmp_path: Path
+) -> None:
+    driver = FolderShelf(str(root), keep=1)
+    driver.begin(anew=False)
+    earlier, later = (pickle.loads(pickle.dumps(driver)) for _ in range(2))
+    assert earlier.newest() is None and later.newest() is None  # they meet
+    put(later, tmp_path, 20, ["a"], {})
+    with pytest.raises(RunFailed, match=f"another start of this run writes to {root}"):
+        put(earlier, tmp_path, 10, ["a"], {})
+    assert later.steps() == [20]
+    driver.refuse_another_start()
+
+
+def test_workers_that_do_not_find_what_the_start_has_left_there_begin_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node where a shared folder is not mounted."""
+    monkeypatch.setattr(fence, "SETTLING", 0.0)
+    shelf = FolderShelf(str(root), keep=1)
+    shelf.begin(anew=False)
+    (root / "owner").unlink()
+    with pytest.raises(RunFailed, match=f"^{root} is not what the run was started with as it is"):
+        shelf.newest()
+
+
+def test_workers_meet_although_a_disk_is_full(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    driver = FolderShelf(str(root), keep=1)
+    driver.begin(anew=False)
+    workers = pickle.loads(pickle.dumps(driver))
+    with no_file_longer_than(4):
+        assert workers.newest() is None
+    assert "cannot be written" in caplog.text
+    workers.refuse_another_start()
+
+
+@pytest.mark.parametrize("name", ["files-0.json", "run.json"])
+def test_a_checkpoint_on_a_disk_that_cannot_be_read_just_now_is_not_passed_over(
+    shelf: FolderShelf, root: Path, name: str
+) -> None:
+    place = root / f"checkpoint-{shelf.steps()[-1]:09}" / name
+    place.unlink()
+    place.symlink_to("/proc/self/mem")  # which opens, and then fails
+    with pytest.raises(RunFailed, match=f"^{root} cannot be read: .*Input/output error"):
+        shelf.newest()
 
 
 def test_a_start_whose_mark_is_gone_goes_on(root: Path, tmp_path: Path) -> None:
