@@ -238,6 +238,11 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     ]
     kept = config.training.checkpoint
     checkpoint = kept.model_copy(update={"storage": located(kept.storage, folder)})
+    trial, images = {}, "training.images"
+    if config.search is not None:
+        trial = dict(config.search.trial)
+        if isinstance(trial.get(images), str):
+            trial[images] = _source(trial[images], folder)
     evaluations = {}
     for name, spec in config.evaluations.items():
         evaluations[name] = spec.model_copy(update={"source": _source(spec.source, folder)})
@@ -245,6 +250,7 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
         update={
             "teachers": teachers,
             "evaluations": evaluations,
+            "search": config.search and config.search.model_copy(update={"trial": trial}),
             "target": config.target.model_copy(
                 update={"start": located(config.target.start, folder)}
             ),

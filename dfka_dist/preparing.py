@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from dfka_dist.archive import Archive, refuse_another_run, refuse_existing, refu
 from dfka_dist.config import RunConfig
 from dfka_dist.data import open_unlabelled
 from dfka_dist.errors import InputError
+from dfka_dist.folders import sha256
 from dfka_dist.models.sources import Weights, initial_weights, read_all_weights
 from dfka_dist.models.target import Architecture, DualGenerator, TargetNet
 from dfka_dist.scoring import ALONE, Data, load_data
@@ -38,6 +40,8 @@ class Prepared:
     data: Data
     start: dict[str, Tensor] | None
     design: Architecture
+    read: dict[str, dict[str, Any]]
+    """What tells the files apart that `images` and the `start` are read from."""
 
     @property
     def served(self) -> RunConfig:
@@ -48,6 +52,18 @@ class Prepared:
     def replaced(self, config: RunConfig) -> Prepared:
         """The same with another configuration, which reads the same files."""
         return replace(self, config=config)
+
+    def refuse_unbuildable(self, config: RunConfig, key: str) -> None:
+        """Make sure that the same teachers and images make a target of another configuration.
+
+        Raises:
+            InputError: at `key`, they do not.
+        """
+        try:
+            _design(config, self.teachers)
+            _images(config, self.weights)
+        except InputError as error:
+            raise InputError(key, f"{error.key} {error.what}", error.remedy) from None
 
     def plan(self, nodes: Sequence[NodeResources]) -> PlacementPlan:
         """Where everything would go on these nodes."""
@@ -71,23 +87,38 @@ def prepared(config: RunConfig, *, resumes: bool = False) -> Prepared:
         else read_all_weights(config.teachers)
     )
     teachers = {name: t.description for name, t in load_teachers(config.teachers, weights).items()}
-    design = Branching(config, teachers).design()
-    DualGenerator(design)
-    kind, _, place = (training.images or "").partition(":")
-    if kind == "archive":
-        archive = Archive.open(place, "training.images")
-        sha256 = None if config.is_teacherless else {n: w.sha256 for n, w in weights.items()}
-        archive.check(config.teachers, config.labels, "training.images", sha256)
-    elif training.images not in (None, "noise"):
-        open_unlabelled(training.images)
+    design = _design(config, teachers)
+    images = _images(config, weights)
     if training.archive is not None:
         if resumes:
             refuse_another_run(training.archive, "training.archive", config.run.name)
         else:
             refuse_existing(training.archive, "training.archive")
         refuse_unwritable(training.archive, "training.archive")
-    start = None if config.target.start is None else _start(config.target.start, design)
-    return Prepared(config, weights, teachers, load_data(config), start, design)
+    start, read = None, {"images": images, "start": dict[str, Any]()}
+    if config.target.start is not None:
+        start = _start(config.target.start, design)
+        read["start"] = {"sha256": sha256(Path(config.target.start) / "model.safetensors")}
+    return Prepared(config, weights, teachers, load_data(config), start, design, read)
+
+
+def _design(config: RunConfig, teachers: Mapping[str, TeacherDescription]) -> Architecture:
+    design = Branching(config, teachers).design()
+    DualGenerator(design)
+    return design
+
+
+def _images(config: RunConfig, weights: Mapping[str, Weights]) -> dict[str, Any]:
+    """How many images there are that are not synthesized, and of what shape; an archive was looked
+    at more closely."""
+    source = config.training.images
+    kind, _, place = (source or "").partition(":")
+    if kind == "archive":
+        archive = Archive.open(place, "training.images")
+        sums = None if config.is_teacherless else {n: w.sha256 for n, w in weights.items()}
+        archive.check(config.teachers, config.labels, "training.images", sums)
+        return {"count": len(archive), "groups": archive.groups, "shape": list(archive.shape)}
+    return {} if source in (None, "noise") else {"count": len(open_unlabelled(str(source)))}
 
 
 def _start(place: str, design: Architecture) -> dict[str, Tensor]:

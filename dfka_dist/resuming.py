@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -43,24 +43,39 @@ FREE = (
 """What may change under `training` from one start of a run to the next."""
 
 
-def identity(config: RunConfig, weights: Mapping[str, Weights]) -> dict[str, Any]:
-    """What may not differ between two starts of the same run; it holds no place and no secret."""
+def identity(
+    config: RunConfig, weights: Mapping[str, Weights], read: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What may not differ between two starts of the same run; it holds no secret, and no place: the
+    same files may lie elsewhere by now.
+
+    Args:
+        read: what tells the files apart that images and the start are read from.
+    """
     whole = config.model_dump(mode="json")
     serving, training = whole["serving"], whole["training"]
+    own = {key: value for key, value in training.items() if key not in FREE}
+    images = training["images"] and {"source": _named(training["images"]), **read["images"]}
     teachers = [
         {key: value for key, value in teacher.items() if key != "weights"}
-        | {"sha256": weights[teacher["name"]].sha256}
+        | {"source": _named(teacher["source"]), "sha256": weights[teacher["name"]].sha256}
         for teacher in whole["teachers"]
     ]
     return {
         "run": {"seed": config.run.seed},
         "teachers": teachers,
-        "target": whole["target"],
+        "target": whole["target"] | {"start": read["start"]},
         "generator": whole["generator"],
         "losses": whole["losses"],
-        "training": {k: v for k, v in training.items() if k not in FREE},
+        "training": own | {"images": images},
         "serving": {key: serving[key] for key in ("precision", "wire")},
     }
+
+
+def _named(source: str) -> str:
+    """Its kind, and its name without where that lies."""
+    kind, colon, place = source.partition(":")
+    return f"{kind}{colon}{PurePosixPath(place.partition('?')[0]).name}"
 
 
 def place_of(config: RunConfig, folder: Path, own: dict[str, Any]) -> FolderShelf:

@@ -94,7 +94,7 @@ def _checkpoints(
     arguments: argparse.Namespace, ready: preparing.Prepared, folder: Path
 ) -> FolderShelf:
     """Where the run's checkpoints lie, if it keeps any: this run's, or they are to be replaced."""
-    own = resuming.identity(ready.config, ready.weights)
+    own = resuming.identity(ready.config, ready.weights, ready.read)
     there = resuming.place_of(ready.config, folder, own)
     if arguments.resume:
         resuming.refuse_another(there, own)

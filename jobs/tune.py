@@ -47,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.is_teacherless:
         raise InputError("search", "compares runs by what teachers say", "teachers with weights")
     ready = preparing.prepared(config)
+    for point in space.samples():
+        ready.refuse_unbuildable(space.trial(point), "search")
     if arguments.nodes:  # which may reach a storage that this machine does not
-        return _show(given, ready, read_nodes(arguments.nodes))
-    own = resuming.identity(config, ready.weights) | {"search": space.identity}
+        nodes = read_nodes(arguments.nodes)
+        return _show(given, ready, nodes, nodes)
+    own = resuming.identity(config, ready.weights, ready.read) | {"search": space.identity}
     copy = copies.copy_of(config, f"{config.run.name}-sweep", folder, outcome.COPIED)
     if arguments.resume:
         _refuse_another(folder, own)
@@ -57,22 +60,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif not arguments.overwrite:
         copy.refuse_existing()
         keeping.refuse_trials(copy)
+    shares = None if config.run.address else clusters.this_machine(config)
     if arguments.dry_run:
-        return _show(given, ready, _nodes(config))
+        nodes = shares or _nodes(config)
+        return _show(given, ready, nodes, room.own(nodes) if shares else nodes)
     if arguments.resume and _is_over(folder, copy, space.spec):
         return
-    nodes = None if config.run.address else clusters.this_machine(config)
-    if nodes is not None:
-        room.concurrent(ready, nodes)
+    if shares is not None:
+        room.concurrent(ready, room.own(shares))
     commandline.refuse_unwritable(folder)
-    planned = None if nodes is None else ready.plan(nodes)
+    planned = None if shares is None else ready.plan(shares)
     with clusters.connected(config.run.address, planned) as found:
         placement = planned or ready.plan(found)
-        concurrent, why = room.concurrent(ready, nodes or found)
+        concurrent, why = room.concurrent(ready, room.own(shares) if shares else found)
         _open(folder, copy, own, given, resumes=arguments.resume)
         journal.info("%s", why)
-        for warning in preparing.warnings(given, ready, placement):
-            print(f"warning: {warning}", file=sys.stderr)
+        _warn(given, ready, placement)
         lines = _search(space, ready, placement, folder, copy, concurrent)
     print("\n".join([*lines, *copy.make()]))
 
@@ -185,16 +188,27 @@ def _told(asked: Callable[[], bool], showing: Showing) -> Callable[[], bool]:
 
 
 def _nodes(config: RunConfig) -> list[NodeResources]:
-    if config.run.address:
-        with clusters.connected(config.run.address, None) as nodes:
-            return nodes
-    return clusters.this_machine(config)
+    """Of the cluster that is there."""
+    with clusters.connected(config.run.address, None) as nodes:
+        return nodes
 
 
-def _show(given: RunConfig, ready: preparing.Prepared, nodes: list[NodeResources]) -> None:
-    planned, (_, why) = ready.plan(nodes), room.concurrent(ready, nodes)
+def _show(
+    given: RunConfig,
+    ready: preparing.Prepared,
+    nodes: Sequence[NodeResources],
+    counted: Sequence[NodeResources],
+) -> None:
+    """What would be done on these nodes, `counted` with the CPUs that trials are counted by."""
+    planned, (_, why) = ready.plan(nodes), room.concurrent(ready, counted)
     print(dump(given))
     print("\n".join([*planned.lines(), why]))
+    _warn(given, ready, planned)
+
+
+def _warn(given: RunConfig, ready: preparing.Prepared, placement: PlacementPlan) -> None:
+    for warning in preparing.warnings(given, ready, placement):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

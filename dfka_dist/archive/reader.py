@@ -106,6 +106,11 @@ class Archive:
         """(C, H, W)"""
         return self._contents.shape
 
+    @property
+    def groups(self) -> int:
+        """How many groups of rows it has, which are read at once."""
+        return len(self._groups)
+
     def __len__(self) -> int:
         """Rows, that is images."""
         return sum(self._sizes)

@@ -50,8 +50,8 @@ class SearchSpec(Node):
     trial: dict[str, Any] = {}
     """What every trial has instead of the run's own, by dotted key: fewer steps."""
     trials: Count | None = None
-    """At most, pilots among them; 20 if `seconds` are not given either. Of a grid it is all its
-    points and the pilots, whatever stands here."""
+    """At most, pilots among them; 20 if `seconds` are not given either. A grid has all its points
+    and the pilots, and takes none."""
     seconds: Seconds | None = None
     """At most, of all starts together; trials that run then are stopped."""
     pilots: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -67,6 +67,10 @@ class SearchSpec(Node):
 
     @model_validator(mode="after")
     def _has_room_for_pilots(self) -> Self:
+        if self.algorithm == "grid" and self.trials is not None:
+            raise ValueError(
+                "trials are given for a grid, which has all its points || none, or seconds"
+            )
         if self.most is not None and self.most < self.pilots and self.algorithm != "grid":
             raise ValueError(f"{self.most} trials are fewer than {self.pilots} pilots || more")
         return self

@@ -97,6 +97,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
         self.passed: str | None = None
         """Why the last trial ended that is to be tried again."""
         self._looked = time.monotonic()
+        self._warned: dict[str, int] = {}
 
     def __reduce__(self) -> Any:
         """Tune keeps a copy of everything, which nobody reads here."""
@@ -121,6 +122,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
         self._leavers.told(trial.trial_id)
+        self._pass_on(trial.trial_id)
         if trial.trial_id not in self.running:
             return
         _, own = self.running[trial.trial_id]
@@ -132,6 +134,7 @@ class Listener(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
+        self._pass_on(trial.trial_id)
         why = self.folder.why(trial.trial_id)
         log.error("trial %s failed: %s", trial.trial_id, why)
         if why == DIED:
@@ -157,8 +160,18 @@ class Listener(tune.Callback):  # type: ignore[misc]
         self._leavers.look(alone=not self.running)
         if time.monotonic() - self._looked > LOOKING:
             self._looked = time.monotonic()
+            for name in list(self.running):
+                self._pass_on(name)
             if not self._see_another_start():
                 self.folder.keep_elapsed(self._looked - self._began)
+
+    def _pass_on(self, name: str) -> None:
+        """What a trial warned of since the last look."""
+        lines = self.folder.warnings(name)
+        for line in lines[self._warned.get(name, 0) :]:
+            log.warning("trial %s: %s", name, line)
+            self._showing.message(f"warning: trial {name}: {line}")
+        self._warned[name] = len(lines)
 
     def _see_another_start(self) -> bool:
         """Whether there is a newer start of the sweep: nothing is written then, and all end."""
@@ -195,7 +208,11 @@ class Listener(tune.Callback):  # type: ignore[misc]
             ended=round(now - self._began, 1),
             why=why,
         )
-        self.folder.write(record)
+        try:
+            self.folder.write(record)
+        except OSError as error:  # what cannot be kept is to be tried again
+            self.fatal = f"trial {trial.trial_id} cannot be kept: {error}"
+            return
         self._showing.ended(record)
 
 

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfka_dist import results
-from dfka_dist.errors import NoRoom, RunFailed, TeacherUnavailable
+from dfka_dist.errors import NoRoom, NotKept, RunFailed, TeacherUnavailable
 from dfka_dist.folders import whole, write_whole
 from dfka_dist.models.target import TargetNet
 from dfka_dist.places import UNREACHABLE, Place
@@ -26,8 +27,9 @@ from dfka_dist.training.outcome import Outcome
 TRIALS = "trials"
 """Folder of all trials in the folder of a sweep."""
 _RECORD, _SHARE, _WHY = "trial.json", "share.safetensors", "why.txt"
+_WARNINGS = "warnings.txt"
 DIED = "its process died"
-_PASSING = (NoRoom, TeacherUnavailable)
+_PASSING = (NoRoom, TeacherUnavailable, NotKept)
 _HOUSED, _RUNNING, _STOP, _ELAPSED = "housed", "running", "stop-", "elapsed"
 
 Status = Literal["finished", "stopped", "failed"]
@@ -169,13 +171,34 @@ class Folder:
         return self._place / f"{_STOP}{self._fence.own or ''}"
 
     def leave(self, name: str, outcome: Outcome) -> None:
-        """What is needed of a finished trial: its target, and its part of a probe set."""
+        """What is needed of a finished trial: its target, and its part of a probe set.
+
+        Raises:
+            NotKept: it cannot be written.
+        """
         place = self._place / name
-        with whole(place / "target_net") as part:
-            results.rebuilt(outcome.network).save_pretrained(part)
         assert outcome.share is not None
         images, homes = outcome.share
-        save_file({"images": images, "homes": homes}, place / _SHARE)
+        try:
+            with whole(place / "target_net") as part:
+                results.rebuilt(outcome.network).save_pretrained(part)
+            save_file({"images": images, "homes": homes}, place / _SHARE)
+        except (OSError, SafetensorError) as error:
+            raise NotKept(f"{place} cannot be written: {error}") from error
+
+    def warn(self, name: str, line: str) -> None:
+        """What a trial that goes on says to whoever watches the sweep; where it cannot be written,
+        nobody hears it, and the trial goes on."""
+        place = self._place / name
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            with (place / _WARNINGS).open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    def warnings(self, name: str) -> list[str]:
+        """See `warn`; all so far."""
+        place = self._place / name / _WARNINGS
+        return place.read_text("utf-8").splitlines() if place.exists() else []
 
     def failed(self, name: str, error: Exception) -> None:
         """Why a trial did not come to its end; Tune itself keeps no more than a trace."""

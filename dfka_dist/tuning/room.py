@@ -12,18 +12,19 @@ from dfka_dist.teachers.nodes import NodeResources
 _MOST = 256
 
 
+def own(nodes: Sequence[NodeResources]) -> list[NodeResources]:
+    """The node of a private cluster, whose CPUs are shares, with the cores that it really has."""
+    return [node.model_copy(update={"cpus": float(machine.cores())}) for node in nodes]
+
+
 def concurrent(ready: Prepared, nodes: Sequence[NodeResources]) -> tuple[int, str]:
     """Trials that find room beside the teachers on these nodes, and why as many.
-
-    On a private cluster, whose CPUs are shares, the machine's cores are what counts.
 
     Raises:
         InputError: more are asked for than there is room for.
     """
     config, search = ready.config, ready.config.search
     assert search is not None
-    if not config.run.address:
-        nodes = [node.model_copy(update={"cpus": float(machine.cores())}) for node in nodes]
     fits = max(1, _fitting(ready, nodes))
     training = config.training
     workers = max(training.worker_range)

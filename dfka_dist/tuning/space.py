@@ -33,6 +33,7 @@ FIXED = (
 place, or would take other room than was planned."""
 _APART: dict[str, Any] = {"training.archive": None, "training.checkpoint.every": 0}
 """Of every trial: it is short, and begins anew if it is interrupted."""
+_DEPTHS = "training.branch_steps"
 
 
 class Space:
@@ -90,13 +91,23 @@ class Space:
         return self._with(point).without_archive()
 
     def trial(self, point: Point) -> RunConfig:
-        """The trial of a point: the run with what all trials have instead of its own.
+        """The trial of a point: the run with what all trials have instead of its own, and without
+        targets at other depths than the one that is compared.
 
         Raises:
             InputError: its values do not go together, in the trial or in the whole run.
         """
         self._with(point)
-        return self._with(self.spec.trial | _APART | point)
+        own = self.spec.trial | _APART | point
+        return self._with(own if self._chooses_depths(own) else {_DEPTHS: 0} | own)
+
+    def samples(self) -> Iterator[Point]:
+        """The run's own values, and these with each choice of a key that says what the target is
+        made of."""
+        yield self.own
+        for key, own in self.spec.space.items():
+            if key.startswith("target."):
+                yield from (self.own | {key: value} for value in own.choices or [])
 
     def is_whole(self, key: str) -> bool:
         """Whether a range takes whole numbers only."""
@@ -127,6 +138,13 @@ class Space:
             dict(zip(self.spec.space, values, strict=True))
             for values in itertools.product(*choices)
         ]
+
+    def _chooses_depths(self, values: Mapping[str, Any]) -> bool:
+        """Whether a run with these values needs targets at several depths to choose from."""
+        target = self._tree["target"]
+        branch = values.get("target.branch", target["branch"])
+        most = values.get("target.max_parameters", target["max_parameters"])
+        return branch == "best" or most is not None
 
     def _drawn(self, key: str, own: Range, source: random.Random) -> Any:
         if own.bounds is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -110,6 +111,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self._on_record,
             ring.start,
             stopping=self._is_to_stop,
+            on_warning=partial(ring.folder.warn, self.trial_id),
             contest=self._entry.contest,
             prefix=prefix(self.trial_id),
         )

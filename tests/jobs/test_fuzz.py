@@ -212,7 +212,7 @@ def resumable(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     place = tmp_path_factory.mktemp("resumable")
     (place / "outside").write_text(SECRET)
     config = load(write(place))
-    own = resuming.identity(config, read_all_weights(config.teachers))
+    own = resuming.identity(config, read_all_weights(config.teachers), {"images": {}, "start": {}})
     shelf, told = FolderShelf(str(place / "checkpoints" / "tiny"), 9, own), dict[str, Told]()
     for step in STEPS:
         desk = place / f"desk-{step}"

@@ -35,8 +35,8 @@ HALF = {"worker_cpus": 0.5}
 """Two workers find room beside the teachers on two cores."""
 GRID: dict[str, Any] = {
     "space": {
-        "losses.batch_norm": {"choices": [2.0]},
-        "target.backbone": {"choices": ["convnet", "nowhere:network"]},  # that trial fails
+        "losses.adversarial": {"choices": [0.5]},
+        "losses.batch_norm": {"choices": [2.0, 3e38]},  # that trial fails
     },
     "trial": SHORT,
     "algorithm": "grid",
@@ -186,7 +186,7 @@ def test_a_sweep_goes_on_with_the_trials_that_are_over(resumed: Path) -> None:
 @pytest.mark.exhaustive
 def test_a_trial_that_fails_is_recorded_and_ends_nothing(resumed: Path) -> None:
     (failed,) = (row for row in _rows(resumed) if row["status"] == "failed")
-    assert failed["target.backbone"] == "nowhere:network" and "nowhere" in failed["why"]
+    assert failed["losses.batch_norm"] == 3e38 and "not finite" in failed["why"]
 
 
 def test_the_best_agrees_most(trials: list[dict[str, Any]]) -> None:
@@ -295,10 +295,31 @@ def test_a_dry_run_says_how_many_trials_run_at_once(
     config, nodes = write(tmp_path, search=own), tmp_path / "nodes.yaml"
     nodes.write_text("[{name: a, cpus: 4}, {name: b, cpus: 4}]", encoding="utf-8")
     given = ("tune", "--config", config, "--dry-run", "--nodes", nodes)
-    ended = call(*given, "--set", "run.address=auto")
+    ended = call(*given)
     assert "trials at once beside the teachers: 7 (workers of each: 1, of 1 CPU" in ended.out
-    refusal = call(*given, "--set", "run.address=auto", "--set", "search.concurrent=8").refusal
+    refusal = call(*given, "--set", "search.concurrent=8").refusal
     assert refusal.startswith("error: search.concurrent: 8 do not fit; ")
+
+
+@pytest.mark.parametrize(
+    ("search", "what"),
+    [
+        ({"trial": {"target.backbone": "nowhere:network"}}, "target.backbone .*nowhere"),
+        ({"space": {"target.branch": {"choices": ["last", 9]}}}, "target.branch .*9"),
+        ({"trial": {"training.recipe": "distill", "training.images": "folder:x"}}, ".*/x"),
+    ],
+)
+def test_what_no_trial_can_be_made_of_is_refused(
+    call: Callable[..., Ended],
+    write: Callable[..., Path],
+    tmp_path: Path,
+    search: dict[str, Any],
+    what: str,
+) -> None:
+    config = write(tmp_path, search=SEARCH | search)
+    refusal = call("tune", "--config", config, "--output", tmp_path / "out").refusal
+    assert re.match(f"error: search: {what}", refusal)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_whose_archive_is_written_can_be_searched(

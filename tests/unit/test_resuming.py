@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ def make(make_config: MakeConfig, make_teacher: Callable[..., TeacherSpec]) -> M
     return lambda **sections: make_config(teachers, **sections)
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
-    return resuming.identity(config, read_all_weights(config.teachers))
+READ: dict[str, dict[str, Any]] = {"images": {}, "start": {}}
+
+
+def identity(config: RunConfig, read: dict[str, dict[str, Any]] = READ) -> dict[str, Any]:
+    return resuming.identity(config, read_all_weights(config.teachers), read)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,28 @@ def test_what_changes_the_result_makes_another_run(
 
 
 def test_an_identity_names_no_place(make: MakeConfig) -> None:
-    config = make(training={"checkpoint": {"storage": "s3://secret-bucket/x"}})
-    assert "secret" not in str(identity(config)) and "weights" not in str(identity(config))
+    training = {
+        "checkpoint": {"storage": "s3://secret/x"},
+        "images": "parquet:s3://secret/y?region=eu-west-1",
+    }
+    config = make(training=training | {"recipe": "distill"})
+    teachers = [teacher.model_copy() for teacher in config.teachers]
+    teachers[0] = teachers[0].model_copy(update={"source": "hf:/secret/resnet"})
+    own = identity(config.model_copy(update={"teachers": teachers}))
+    assert "secret" not in str(own) and "weights" not in str(own)
+    assert own["teachers"][0]["source"] == "hf:resnet"
+    assert own["training"]["images"] == {"source": "parquet:y"}
+
+
+def test_other_images_or_another_start_make_another_run(make: MakeConfig) -> None:
+    config = make(training={"recipe": "distill", "images": "folder:/a/b"})
+    before = identity(config, {"images": {"count": 1}, "start": {"sha256": "x"}})
+    for read, key in (
+        ({"images": {"count": 2}, "start": {"sha256": "x"}}, "training.images.count"),
+        ({"images": {"count": 1}, "start": {"sha256": "y"}}, "target.start.sha256"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(key)}: .* when the run began"):
+            resuming.refuse_difference(before, identity(config, read))
 
 
 def test_an_archive_that_only_one_of_several_nodes_reaches_is_refused(make: MakeConfig) -> None:

@@ -44,6 +44,29 @@ def test_a_trial_has_what_all_trials_have_and_keeps_nothing(make_space: MakeSpac
     assert trial.training.checkpoint.every == 0 and trial.search is None
 
 
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({}, 0),
+        ({"trial": {"training.branch_steps": 5}}, 5),
+        ({"trial": {"target.branch": "best"}}, 200),
+        ({"trial": {"target.max_parameters": 10**9}}, 200),
+    ],
+)
+def test_a_trial_trains_no_depths_that_nobody_compares(
+    make_space: MakeSpace, more: dict[str, Any], steps: int
+) -> None:
+    space = make_space(RANGE, training={"branch_steps": 200}, **more)
+    assert space.trial(space.own).training.branch_steps == steps
+    assert space.run(space.own).training.branch_steps == 200
+
+
+def test_a_grid_takes_no_number_of_trials(make_space: MakeSpace) -> None:
+    axes = {"losses.batch_norm": {"choices": [1.0, 2.0]}}
+    with pytest.raises(InputError, match="search: trials are given for a grid"):
+        make_space(axes, algorithm="grid", trials=3)
+
+
 def test_the_run_of_a_point_is_the_whole_run(make_space: MakeSpace) -> None:
     run = make_space(RANGE, trial={"training.steps": 7}).run({"losses.batch_norm": 2.0})
     assert (run.losses.batch_norm, run.training.steps, run.search) == (2.0, 400, None)
