@@ -337,7 +337,7 @@ def test_a_range_of_workers_goes_on_with_fewer_when_a_node_is_lost(
 
 @pytest.mark.exhaustive
 def test_a_range_of_workers_goes_on_with_more_when_a_node_comes(
-    nodes: Cluster, spare: Node
+    nodes: Cluster, undisturbed: Job, spare: Node
 ) -> None:
     """Ray Train looks every minute."""
     spare.kill()
@@ -350,4 +350,5 @@ def test_a_range_of_workers_goes_on_with_more_when_a_node_comes(
     ended = job.end(600)
     assert ended.code == 0, ended.err
     assert job.steps() == list(range(1, len(job.steps()) + 1))
+    assert job.loss() < undisturbed.loss()  # which has learned for fewer steps
     assert nodes.left() == []
