@@ -72,6 +72,7 @@ def depth_curve(result: Mapping[str, Any]) -> dict[str, Any] | None:
         "points": _placed(points),
         "learned": "branches" in made,
         "tuned": "fine_tune" in made,
+        "but": own["name"] != "fine-tuned",
     }
 
 

@@ -148,7 +148,8 @@ def text(made: Table) -> str:
         cells = [name, len(row["seeds"])]
         for key in ("accuracy", "retention_accuracy", "mAP", "retention_mAP"):
             cells.append(f"{row[key]:.4f}")
-        cells += [f"{row['parameters']:,}", f"{row['seconds']:.0f}", f"{row['peak_gib']:.1f}"]
+        held = ", ".join(f"{count:,}" for count in dict.fromkeys(row["parameters"]))
+        cells += [held, f"{row['seconds']:.0f}", f"{row['peak_gib']:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", NOTE])
 
@@ -185,14 +186,14 @@ def _line(
         "retention_accuracy": mean([each["retention"]["accuracy"] for each in own]),
         "retention_mAP": mean([each["retention"]["mAP"] for each in own]),
         "each_retention_accuracy": [each["retention"]["accuracy"] for each in own],
-        "parameters": own[0]["parameters"],
+        "parameters": [each["parameters"] for each in own],
         "seconds": mean([_trained(result) for result in results]),
         "peak_gib": round(max(result["peak_bytes"] for result in results) / 2**30, 2),
     }
 
 
 def _trained(result: Mapping[str, Any]) -> float:
-    after = ("filters", "branches", "fine_tune")
+    after = ("filters", "branches", "chosen", "fine_tune")
     return sum(float(p["seconds"]) for p in result["phases"] if p["name"] not in after)
 
 

@@ -114,7 +114,11 @@ def result(seed: int, accuracy: float) -> dict[str, Any]:
         "dual_losses": {"one": {"1": 0.1, "2": 0.2}},
         "target": {"branch_points": {"one": 2}},
         "evaluation": {"dataset": "fashion"},
-        "phases": [{"name": "joint", "steps": 2, "seconds": 1.5}],
+        "phases": [
+            {"name": "joint", "steps": 2, "seconds": 1.5},
+            *({"name": n, "steps": 2, "seconds": 9.0} for n in ("filters", "branches", "chosen")),
+            {"name": "fine_tune", "steps": 2, "seconds": 9.0},
+        ],
         "peak_bytes": 2**30,
     }
 
@@ -143,6 +147,10 @@ def table(config: RunConfig, kept: Path) -> dict[str, Any]:
 
 def test_rows_that_are_done_are_not_run_again(table: dict[str, Any]) -> None:
     assert {"joint", "with group", "paper", "real images"} <= set(table["rows"])
+
+
+def test_what_follows_the_training_of_depth_b_is_not_counted(table: dict[str, Any]) -> None:
+    assert {row["seconds"] for row in table["rows"].values()} == {1.5}
 
 
 def test_a_row_is_the_mean_of_its_seeds(table: dict[str, Any]) -> None:

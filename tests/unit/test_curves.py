@@ -53,6 +53,14 @@ def test_what_was_done_for_other_depths_is_told() -> None:
     assert found is not None and (found["learned"], found["tuned"]) == (True, False)
 
 
+@pytest.mark.parametrize(("chosen", "but"), [("fine-tuned", False), ("rehearsal 5", True)])
+def test_a_result_that_was_not_fine_tuned_is_told_apart(chosen: str, but: bool) -> None:
+    made = result()
+    made["chosen"] = made["candidates"][0]["name"] = chosen
+    found = depth_curve(made)
+    assert found is not None and found["but"] is but
+
+
 def test_the_result_is_marked() -> None:
     assert [point["chosen"] for point in points(depth_curve(result()))] == [True, False, False]
 
