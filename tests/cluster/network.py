@@ -38,6 +38,7 @@ for shared in {shared}; do mkdir -p $shared; mount --rbind $stage/$n $shared; n=
 [ -d $stage/extensions ] && mkdir -p $(dirname {extensions}) && mv $stage/extensions {extensions}
 ip link set lo up
 echo ready
+trap '' CHLD  # whoever has lost its parent is reaped by the system
 exec sleep infinity
 """
 
