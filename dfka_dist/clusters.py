@@ -22,6 +22,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RpcError
 
+from dfka_dist import machine
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError, RunFailed
 from dfka_dist.teachers.nodes import NodeResources
@@ -35,9 +36,10 @@ QUIET = {
 PRIVATE = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_timeline": "0",
+    "RAY_worker_niceness": str(19 - machine.BEHIND),
 }
 """Of a private cluster: nobody looks at the history of its calls, of which Ray notes several lines
-for each."""
+for each; and with Ray's own niceness of 15 a thread could give way by 4 steps alone."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray sets for the driver of a submitted job, and for nobody else; beside it `RAY_ADDRESS`, as
 HOST:PORT of the cluster that the driver is in."""

@@ -40,11 +40,11 @@ class Preprocessing(nn.Module):
 def channels_last(images: Tensor) -> Tensor:
     """(N, C, H, W) as it is, laid out so that convolutions work pixel by pixel.
 
-    One channel alone is laid out either way at once, and convolutions would take the slower one;
-    that is why it is copied.
+    One channel alone is laid out either way at once, and convolutions would take the slower one if
+    its strides did not say which is meant.
     """
     if images.shape[1] == 1:
-        return images.clone(memory_format=torch.channels_last)
+        return images.contiguous()[:, 0, :, :, None].movedim(-1, 1)
     return images.contiguous(memory_format=torch.channels_last)
 
 

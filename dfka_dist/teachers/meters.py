@@ -118,8 +118,7 @@ class ClientMeters:
     def outstanding(self, teacher: str, calls: int) -> None:
         """How many are out with all replicas of a teacher."""
         self._tally.set(self._in_flight, calls, teacher=teacher)
-        # A client has no end that it would know of; without a call it has nothing more to tell.
-        if not calls or time.monotonic() - self._told > EVERY:
+        if time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
             self._tally.tell()
 

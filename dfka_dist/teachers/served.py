@@ -280,7 +280,8 @@ class _Asked(Generic[Answer]):
                 replica.alive = False
                 self.send(name)
                 continue
-            replica.received(references[-1], self._kind, self._sent.rows, said[-1].seconds)
+            seconds = sum(reply.seconds for reply in said)
+            replica.received(references[-1], self._kind, self._sent.rows, seconds)
             self._client._has_come(said)
             self._client._count(name)
             return self._opened([reply.arrays for reply in said])

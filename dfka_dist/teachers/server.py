@@ -41,7 +41,7 @@ class Reply(NamedTuple):
 
     arrays: Any
     seconds: float
-    """That the network computed, in all shards that were asked."""
+    """That the network computed: in this shard, of a pullback also in those behind it."""
 
 
 class WeightStore:

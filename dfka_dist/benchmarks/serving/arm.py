@@ -49,7 +49,7 @@ class Arm:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=os.environ | {"RAY_worker_niceness": "0"} | self._own,
+            env=os.environ | self._own,
         )
         self.steps(WARMING)
         return self
@@ -124,6 +124,7 @@ def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
             teachers = LocalTeachers(load_teachers(specs, weights))
         else:
             teachers = stack.enter_context(_served(config, weights))
+            os.nice(int(clusters.PRIVATE["RAY_worker_niceness"]))  # as a worker of a run is
         workshop = Workshop(config, teachers, lambda _: None, torch.device("cpu"))
         target = workshop.new_target(workshop.branching.design())
         memory = workshop.new_memory()

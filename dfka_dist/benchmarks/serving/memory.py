@@ -54,7 +54,9 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
     if process.returncode:
         raise RunFailed(f"the run ended with exit code {process.returncode}: {place}/memory.log")
     first = next(held for step, held in looks if step >= FROM)
-    last = [held for step, held in looks if step >= FROM and held.keys() >= first.keys()][-1]
+    whole = [(step, held) for step, held in looks if held.keys() >= first.keys()]
+    after = [held for step, held in whole if step >= STEPS]
+    last = after[0] if after else whole[-1][1]
     found = {
         name: {"at 200": round(first[name]), "at 1000": round(last[name])}
         | {"growth": round(last[name] - first[name], 1)}
@@ -74,12 +76,15 @@ def _step(folder: Path) -> int:
 
 
 def _held(pid: int) -> dict[str, float]:
-    """Megabytes that only the process itself holds, by what it is."""
+    """Megabytes that only the process itself holds, by what it is; and what was ever used of Ray's
+    object store, which is the raylet's."""
     found: dict[str, float] = {}
     try:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             command = " ".join(process.cmdline())
+            if command.partition(" ")[0].endswith("/raylet"):
+                found["object store"] = process.memory_info().rss / 2**20
             name = next((short for long, short in NAMES.items() if long in command), None)
             if name is not None:
                 key = name if name not in found else f"{name} {process.pid}"

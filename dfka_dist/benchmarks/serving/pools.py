@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,6 @@ def pool_of(specs: Sequence[TeacherSpec], **serving: Any) -> Iterator[TeacherPoo
     """Teachers with random weights, each with one share of a CPU in a hundred."""
     config = _configuration(specs, serving)
     placement = plan(config, clusters.this_machine(config))
-    os.environ.setdefault("RAY_worker_niceness", "0")
     weights = initial_weights(specs, 0)
     with (
         clusters.connected(None, placement),

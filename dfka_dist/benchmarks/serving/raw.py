@@ -15,7 +15,7 @@ from dfka_dist import machine
 from dfka_dist.benchmarks.serving.pools import pool_of
 from dfka_dist.config import PRESETS
 from dfka_dist.loading import load
-from dfka_dist.models.preprocessing import Preprocessing
+from dfka_dist.models.preprocessing import Preprocessing, channels_last
 from dfka_dist.models.sources import build, initial_weights, load_state
 from dfka_dist.teachers.interface import Question, TeacherOutput, Wanted
 from dfka_dist.teachers.served import ServedTeachers
@@ -74,7 +74,7 @@ def _images(network: nn.Module, size: int) -> Tensor:
 def _raw(network: nn.Module, images: Tensor, back: bool, batches: int = BATCHES) -> float:
     began = time.perf_counter()
     for _ in range(batches):
-        given = images.contiguous(memory_format=torch.channels_last)
+        given = channels_last(images)
         if back:
             given = given.requires_grad_()
             logits = network(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import psutil
 import ray
 import torch
 
+from dfka_dist import machine
 from dfka_dist.benchmarks.networks import sleeping_teacher
 from dfka_dist.benchmarks.serving.pools import pool_of
 from dfka_dist.teachers.interface import Question, TeacherOutput, Wanted
@@ -41,13 +43,18 @@ class Client:
         self._images = torch.rand(BATCH, 1, SIZE, SIZE)
         self._names = tuple(teachers.descriptions)
 
-    def run(self, steps: int) -> tuple[float, float]:
-        """Seconds that so many steps took, and that a server computed for them, the mean."""
+    def run(self, steps: int, many: int | None = None) -> tuple[float, float]:
+        """Seconds that so many steps took, and that a server computed for them, the mean.
+
+        Args:
+            many: teachers that are asked, the first of all.
+        """
+        names = self._names[:many]
         computed, began = self._teachers.worked, time.perf_counter()
         asked: deque[Any] = deque()
         back: deque[Any] = deque()
         for _ in range(steps):
-            question = Question(self._images, self._names, Wanted(gradient=True))
+            question = Question(self._images, names, Wanted(gradient=True))
             asked.append((question, self._teachers.forward(question)))
             if len(asked) >= self._window:
                 self._turn(asked, back)
@@ -69,57 +76,78 @@ class Client:
 
 
 def steps_by_teachers(repetitions: int, say: Say) -> Table:
-    """Seconds of a step, forward and pullback, with M teachers of 100 and 100 ms; one client with
-    one question out."""
+    """Seconds of a step, forward and pullback, with M teachers of 100 and 100 ms, of all that are
+    there; one client with one question out."""
     found: Table = {}
-    for many in MANY:
-        with pool_of(_sleeping(many, 0.1, 0.1), in_flight=4) as pool:
-            client = Client(pool.teachers, 1)
-            client.run(2)
-            times = sorted(client.run(STEPS)[0] / STEPS for _ in range(repetitions))
-        found[f"M = {many}"] = round(times[len(times) // 2], 4)
+    times: dict[int, list[float]] = {many: [] for many in MANY}
+    with pool_of(_sleeping(max(MANY), 0.1, 0.1), in_flight=4) as pool:
+        client = Client(pool.teachers, 1)
+        client.run(2)
+        for _ in range(repetitions):
+            for many, own in times.items():
+                own.append(client.run(STEPS, many)[0] / STEPS)
+    for many, own in times.items():
+        found[f"M = {many}"] = round(statistics.median(own), 4)
         say(f"{many} teachers of 100 + 100 ms: {found[f'M = {many}']} s a step")
     found["M = 8 / M = 1"] = round(found["M = 8"] / found["M = 1"], 3)
     return found
 
 
-def utilisation(say: Say) -> list[Table]:
+def utilisation(repetitions: int, say: Say) -> list[Table]:
     """How busy servers are, by teachers, replicas and clients; 50 ms forward and 50 ms back.
 
     The model of a step is the most of what must happen one after another: the slowest teacher's
-    computing by replica and client, and the CPU that all requests together take of two cores.
+    computing by replica and client, and the CPU of servers, clients and Ray itself (which is the
+    wire, on one machine) by the cores.
     """
     found = []
     for teachers, replicas, clients in GRID:
         specs = _sleeping(teachers, 0.05, 0.05)
         with pool_of(specs, replicas=replicas, in_flight=4) as pool:
-            found.append(_used(pool, teachers, replicas, clients))
+            found.append(_used(pool, teachers, replicas, clients, repetitions))
         say(", ".join(f"{key} {value}" for key, value in found[-1].items()))
     return found
 
 
-def _used(pool: TeacherPool, teachers: int, replicas: int, clients: int) -> Table:
+def _used(pool: TeacherPool, teachers: int, replicas: int, clients: int, repetitions: int) -> Table:
     steps = max(STEPS, STEPS * replicas)
     remote = ray.remote(Client).options(num_cpus=0)
     many = [remote.remote(pool.teachers, 2 * replicas) for _ in range(clients)]
     ray.get([client.run.remote(2) for client in many])
-    processes = [psutil.Process(pid) for pid in _pids(pool)]
-    before, began = sum(map(_cpu, processes)), time.perf_counter()
-    told = ray.get([client.run.remote(steps) for client in many])
-    elapsed = time.perf_counter() - began
-    cpu = sum(map(_cpu, processes)) - before
+    servers = [psutil.Process(pid) for pid in _pids(pool)]
+    everyone = psutil.Process().children(recursive=True)
+    elapsed, worked, own, cpu = zip(
+        *(_turn(many, steps, servers, everyone) for _ in range(repetitions)), strict=True
+    )
     for client in many:
         ray.kill(client)
     requests = 2 * steps * teachers * clients
+    used = statistics.median(w / e for w, e in zip(worked, elapsed, strict=True))
+    busy = statistics.median(cpu) / steps / machine.cores()
     return {
         "teachers": teachers,
         "replicas": replicas,
         "clients": clients,
-        "utilisation": round(sum(worked for _, worked in told) / elapsed, 3),
-        "step": round(elapsed / steps, 4),
-        "model": round(max(0.1 * clients / replicas, cpu / steps / 2), 4),
-        "CPU ms a request, servers": round(1e3 * cpu / requests, 2),
+        "utilisation": round(used, 3),
+        "step": round(statistics.median(elapsed) / steps, 4),
+        "model": round(max(0.1 * clients / replicas, busy), 4),
+        "CPU ms a request, servers": round(1e3 * statistics.median(own) / requests, 2),
+        "of all": round(1e3 * statistics.median(cpu) / requests, 2),
     }
+
+
+def _turn(
+    clients: Sequence[Any],
+    steps: int,
+    servers: Sequence[psutil.Process],
+    everyone: Sequence[psutil.Process],
+) -> tuple[float, float, float, float]:
+    """Seconds that steps took, that a server worked in them, and CPU of servers and of all."""
+    before, own, began = sum(map(_cpu, everyone)), sum(map(_cpu, servers)), time.perf_counter()
+    told = ray.get([client.run.remote(steps) for client in clients])
+    elapsed = time.perf_counter() - began
+    worked = sum(worked for _, worked in told)
+    return elapsed, worked, sum(map(_cpu, servers)) - own, sum(map(_cpu, everyone)) - before
 
 
 def _sleeping(many: int, forward: float, backward: float) -> Sequence[Any]:

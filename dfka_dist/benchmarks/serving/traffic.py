@@ -51,12 +51,18 @@ def beyond_compute(repetitions: int, say: Callable[[str], None]) -> Table:
     """Milliseconds of a forward with its pullback that no server was computing in, by batch."""
     spec = sleeping_teacher("idle", size=SIZE, forward=0.0, backward=0.0)
     found: Table = {}
+    batches = {
+        f"{megabytes} MB": torch.rand(round(megabytes * 1e6 / (4 * SIZE * SIZE)), 1, SIZE, SIZE)
+        for megabytes in MEGABYTES
+    }
+    beyond: dict[str, list[float]] = {name: [] for name in batches}
     with pool_of([spec]) as pool:
-        for megabytes in MEGABYTES:
-            images = torch.rand(round(megabytes * 1e6 / (4 * SIZE * SIZE)), 1, SIZE, SIZE)
-            beyond = [_beyond(pool.teachers, images) for _ in range(repetitions * REQUESTS)]
-            found[f"{megabytes} MB"] = round(1e3 * statistics.median(beyond), 2)
-            say(f"{megabytes} MB: {found[f'{megabytes} MB']} ms beyond compute")
+        for _ in range(repetitions):
+            for name, images in batches.items():
+                beyond[name] += [_beyond(pool.teachers, images) for _ in range(REQUESTS)]
+    for name, own in beyond.items():
+        found[name] = round(1e3 * statistics.median(own), 2)
+        say(f"{name}: {found[name]} ms beyond compute")
     return found
 
 

@@ -20,7 +20,7 @@ MEASURES: dict[str, Measure] = {
     "bytes": lambda _, __, say: traffic.bytes_on_the_wire(say),
     "beyond compute": lambda _, repetitions, say: traffic.beyond_compute(repetitions, say),
     "teachers": lambda _, repetitions, say: scale.steps_by_teachers(repetitions, say),
-    "utilisation": lambda _, __, say: scale.utilisation(say),
+    "utilisation": lambda _, repetitions, say: scale.utilisation(repetitions, say),
     "memory": lambda place, _, say: memory.growth(place, say),
     "scores": lambda place, _, say: steps.precision_scores(place, say),
 }
