@@ -44,7 +44,7 @@ def channels_last(images: Tensor) -> Tensor:
     its strides did not say which is meant.
     """
     if images.shape[1] == 1:
-        return images.contiguous()[:, 0, :, :, None].movedim(-1, 1)
+        return images.contiguous().squeeze(1).unsqueeze(-1).movedim(-1, 1)
     return images.contiguous(memory_format=torch.channels_last)
 
 

@@ -7,6 +7,7 @@ may read what the other side writes: then the numbers are the same bits in eithe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,9 @@ from dfka_dist import machine
 from dfka_dist.training.collectives import rank_and_size
 
 Made = TypeVar("Made")
+HANDOVER = 0.0002
+"""Seconds after which a thread that waits for Python's lock is given it; 0.005 otherwise, in which
+an operation could have been begun on the other core many times."""
 
 
 class Aside:
@@ -50,7 +54,14 @@ class Aside:
             return cls(helped=False)
         aside = cls(helped=True, wide=2)
         aside.now(lambda: None).result()  # it is there, and so does not give way with its caller
-        aside._take_back = machine.give_way()
+        take_back, before = machine.give_way(), sys.getswitchinterval()
+        sys.setswitchinterval(HANDOVER)
+
+        def as_before() -> None:
+            sys.setswitchinterval(before)
+            take_back()
+
+        aside._take_back = as_before
         return aside
 
     def widely(self, call: Callable[[], Made]) -> Made:
@@ -75,7 +86,7 @@ class Aside:
         return self._next(call) if self._helper is None else self._helper.submit(call)
 
     def close(self) -> None:
-        """End the thread; what was not begun is not done. Whoever gave way does so no more."""
+        """End the thread; what was not begun is not done. All threads are as they were before."""
         if self._helper is not None:
             self._helper.shutdown(cancel_futures=True)
         self._take_back()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dfka_dist.machine import BEHIND
-from dfka_dist.training.aside import Aside
+from dfka_dist.training.aside import HANDOVER, Aside
 
 
 class Big:
@@ -163,3 +163,17 @@ def test_what_is_done_widely_has_its_threads_and_nothing_else_has(helped: bool) 
     finally:
         aside.close()
     assert (inside, after, torch.get_num_threads()) == (before + 1, before, before)
+
+
+def test_python_s_lock_is_handed_over_sooner_while_two_threads_compute() -> None:
+    def work() -> tuple[float, float]:
+        before = sys.getswitchinterval()
+        torch.set_num_threads(1)
+        aside = Aside.fitting(torch.device("cpu"))
+        within = sys.getswitchinterval()
+        aside.close()
+        assert sys.getswitchinterval() == before
+        return before, within
+
+    before, within = in_a_thread(work)
+    assert within == pytest.approx(HANDOVER) and within < before
