@@ -54,9 +54,10 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
     if process.returncode:
         raise RunFailed(f"the run ended with exit code {process.returncode}: {place}/memory.log")
     first = next(held for step, held in looks if step >= FROM)
-    whole = [(step, held) for step, held in looks if held.keys() >= first.keys()]
-    after = [held for step, held in whole if step >= STEPS]
-    last = after[0] if after else whole[-1][1]
+    # Behind the last step the target is finished, which takes room of its own.
+    last = [held for step, held in looks if FROM <= step < STEPS and held.keys() >= first.keys()][
+        -1
+    ]
     found = {
         name: {"at 200": round(first[name]), "at 1000": round(last[name])}
         | {"growth": round(last[name] - first[name], 1)}
