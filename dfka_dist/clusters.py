@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray._private import ray_constants
@@ -81,7 +82,21 @@ def connected(address: str | None, plan: PlacementPlan | None) -> Iterator[list[
     try:
         yield nodes()
     finally:
+        own = [] if address else _started()
         ray.shutdown()
+        for process in own:  # one of Ray's may hang in its own exit
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _started() -> list[psutil.Process]:
+    """The raylet of a private cluster, and all that it has started."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, IndexError):
+            if Path(child.cmdline()[0]).name == "raylet":
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def _knock(address: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import ray
 from ray.util import placement_group, placement_group_table
 
-from dfka_dist import presence
+from dfka_dist import clusters, presence
 from distributed.conftest import Nodes
 
 
@@ -42,3 +43,18 @@ def test_room_that_dead_controllers_hold_is_let_go_and_no_other(
     ray.kill(controllers[0])
     presence.clear_orphans(patience=2)  # which the other one lasts out
     assert (state(lost), state(living)) == ("REMOVED", "CREATED")
+
+
+def test_what_a_private_cluster_has_started_is_known(cluster: Nodes) -> None:
+    """So that none of it stays, which a process may that hangs in its own exit."""
+    actor = ray.remote(Somebody).options(num_cpus=0).remote()
+    pid = ray.get(actor.pid.remote())
+    started = clusters._started()
+    assert pid in [process.pid for process in started]
+    assert os.getpid() not in [process.pid for process in started]
+    ray.kill(actor)
+
+
+class Somebody:
+    def pid(self) -> int:
+        return os.getpid()
