@@ -130,6 +130,7 @@ def test_a_server_that_is_killed_is_replaced(nodes: Cluster, undisturbed: Job) -
     as_undisturbed(job, undisturbed, nodes)
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_is_killed_is_replaced_while_the_teachers_stay(
     nodes: Cluster, undisturbed: Job
 ) -> None:
@@ -205,9 +206,8 @@ def test_a_node_that_is_lost_and_comes_back_costs_no_more_than_time(
     as_undisturbed(job, undisturbed, nodes)
 
 
-@pytest.mark.parametrize(
-    "answer", ["is_unavailable", pytest.param("is_forbidden", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("answer", ["is_unavailable", "is_forbidden"])
 def test_a_storage_that_fails_costs_one_checkpoint(
     nodes: Cluster, undisturbed: Job, answer: str
 ) -> None:

@@ -32,6 +32,7 @@ def far(nodes: Cluster) -> Iterator[Node]:
     nodes.raise_node(node)
 
 
+@pytest.mark.exhaustive
 def test_a_wire_that_is_out_for_a_moment_costs_no_more_than_time(
     nodes: Cluster, undisturbed: Job
 ) -> None:
