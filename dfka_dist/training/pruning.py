@@ -43,12 +43,13 @@ def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> bool
         OSError, pyarrow.ArrowException, InputError: the place cannot be read or written; it holds
             more than it should.
     """
-    if not _is_seen(place, newest):
+    own = _seen(place, newest)
+    if own is None:
         return False
-    steps, kept = steps_in(place.names()), dict[int, set[str]]()
+    steps, kept = steps_in(place.names()), {newest: own}
     sizes = _sizes(place, LASTING)
     for step in reversed(steps):
-        if len(kept) < keep and step <= newest and step not in broken:
+        if len(kept) < keep and step < newest and step not in broken:
             needed = _needed(place, step, sizes)
             kept |= {} if needed is None else {step: needed}
     for step in steps:
@@ -59,14 +60,14 @@ def prune(place: Place, newest: int, keep: int, broken: Collection[int]) -> bool
     return True
 
 
-def _is_seen(place: Place, step: int) -> bool:
-    """Whether a checkpoint is complete, or comes to be seen so."""
+def _seen(place: Place, step: int) -> set[str] | None:
+    """As `_needed`; waits for a checkpoint that comes to be seen as complete."""
     until = time.monotonic() + SETTLING
-    while _needed(place, step, _sizes(place, LASTING)) is None:
+    while (needed := _needed(place, step, _sizes(place, LASTING))) is None:
         if time.monotonic() > until:
-            return False
+            return None
         time.sleep(1.0)
-    return True
+    return needed
 
 
 def _needed(place: Place, step: int, lasting: Mapping[str, int]) -> set[str] | None:
