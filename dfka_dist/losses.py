@@ -2,8 +2,7 @@
 
 Equation numbers are those of the method (Ye et al., CVPR 2020, arXiv 2003.09088). y are a teacher's
 probabilities (sigmoid per label for a multi-label teacher, softmax for a single-label one); all
-losses take
-logits. Shapes: N batch, K labels of one teacher, E embedding width.
+losses take logits. Shapes: N batch, K labels of one teacher, E embedding width.
 """
 
 from __future__ import annotations
@@ -104,8 +103,7 @@ def batch_norm(
 
     Per layer the mean squared distance of the batch's mean and variance from the running ones, each
     relative to the scale of the running variance; the mean over layers. Squares, not lengths: a
-    length
-    pulls as hard when the statistics nearly match, and leaves the other terms no room.
+    length pulls as hard when the statistics nearly match, and leaves the other terms no room.
 
     Args:
         count: (L,) values per channel that went into each layer's sums.

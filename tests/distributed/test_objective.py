@@ -20,7 +20,7 @@ from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.dual import Lesson
 from dfka_dist.training.memory import Labelled
-from dfka_dist.training.panel import Panel
+from dfka_dist.training.panel import Cotangents, Panel
 from dfka_dist.training.workshop import Workshop
 from distributed.custom_teachers import without_batch_norm
 from distributed.test_engines import UncutTeacher
@@ -45,6 +45,8 @@ class Judged:
     report: LossReport
     gradient: Tensor
     """Of the weighted sum, with respect to the images, on all ways."""
+    of_groups: tuple[list[Tensor], list[Tensor]]
+    """Forms and gates of the groups' features, and the gradients of the weighted sum there."""
 
 
 Judge = Callable[..., Judged]
@@ -91,19 +93,34 @@ def judge(
                 gradient = gradient.index_add(0, rows, own.inputs)
         if found.image_gradient is not None:
             gradient = gradient + found.image_gradient
+        collected = Cotangents()
+        features = [as_leaves(feature) for feature in batch.stack.features]
+        for feature, group, pulled in zip(features, batch.groups, found.of_groups, strict=False):
+            for asked, back in zip(group, pulled, strict=True):
+                collected.add_feature(feature, asked, back.result())
         engine.destroy()
         return Judged(
             workshop.panel,
             batch.stack.images.detach(),
             drawn.asked_for,
-            batch.stack.features,
+            features,
             student,
             heard.labelled,
             found.report,
             gradient,
+            collected.pairs(),
         )
 
     return judge
+
+
+def as_leaves(feature: Filtered) -> Filtered:
+    """The same numbers, behind which there is no network."""
+    adapted, gates = (
+        {name: part.detach().requires_grad_() for name, part in parts.items()}
+        for parts in (feature.adapted, feature.gates)
+    )
+    return Filtered(feature.feature.detach().requires_grad_(), gates=gates, adapted=adapted)
 
 
 # one softmax teacher and no group term: DAFL
@@ -232,8 +249,17 @@ def test_groups_follow_the_teachers_joined_answers(
         said = [own(gated[name], depth)[0] for name, own in teachers.items()]
         y = torch.cat(said, dim=1).sigmoid()
         terms.append(-(aim * y.log() + (1 - aim) * (1 - y).log()).mean())
-    expected = torch.stack(terms).mean().item()
-    assert judged.report.terms["group"].item() == pytest.approx(expected, rel=1e-5)
+    of_groups_is(judged, torch.stack(terms).mean())
+
+
+def of_groups_is(judged: Judged, by_hand: Tensor) -> None:
+    """The group term, and what it sends into the features of the generator."""
+    assert judged.report.terms["group"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    outputs, gradients = judged.of_groups
+    assert outputs
+    expected = torch.autograd.grad(by_hand, outputs)
+    for gradient, own in zip(gradients, expected, strict=True):
+        assert own.norm() > 0 and (gradient - own).norm() / own.norm() <= 1e-5
 
 
 # two teachers of different tasks and labels: every image has its home
@@ -321,8 +347,7 @@ def test_groups_follow_their_images_at_home_alone(
         for feature, depth in zip(judged.features, entries[spec.name], strict=True):
             gated = feature.form(spec.name) * feature.gates[spec.name][:, :, None, None]
             terms.append(losses.group(teacher(gated[own], depth)[0], aim, spec.task))
-    expected = torch.stack(terms).mean().item()
-    assert judged.report.terms["group"].item() == pytest.approx(expected, rel=1e-5)
+    of_groups_is(judged, torch.stack(terms).mean())
 
 
 # the student's lesson
