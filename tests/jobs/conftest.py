@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import ray
 import torch
 import yaml
-from running import JOBS, Ended, write_idx
+from running import EXACT, JOBS, Ended, Finished, listening, start, traces, write_idx
 
 from dfka_dist import commandline
 from dfka_dist.config import TeacherSpec
@@ -59,6 +60,30 @@ def write(tiny: dict[str, Any]) -> Write:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny: dict[str, Any], write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """The tiny run, with test data, checkpoints and targets at other depths."""
+    place = tmp_path_factory.mktemp("finished")
+    training = tiny["training"] | EXACT | {"branch_steps": 2, "checkpoint": {"every": 5}}
+    config, folder, before = write(place, training=training), place / "run", traces()
+    listened = set[tuple[str, str]]()
+    with (
+        start("amalgamate", "--config", config, "--output", folder) as process,
+        ThreadPoolExecutor() as beside,
+    ):
+        try:
+            told = beside.submit(process.communicate, timeout=300)
+            while not told.done():
+                listened |= listening(process)
+                wait([told], timeout=0.5)
+            ended = Ended(process.returncode, *told.result())
+        finally:
+            process.kill()
+    return Finished(config, folder, ended, traces() - before, frozenset(listened))
 
 
 @pytest.fixture

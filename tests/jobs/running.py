@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -20,6 +21,8 @@ import torch
 
 HERE = Path(__file__).parent
 JOBS = HERE.parents[1] / "jobs"
+EXACT = {"precision": "fp32"}
+"""Which depth has the least dual loss, and so how many networks there are, is of no machine."""
 
 
 @contextmanager
@@ -48,6 +51,24 @@ class Ended:
         assert (self.code, self.out) == (2, "")
         (line,) = self.err.splitlines()
         return line
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over."""
+
+    config: Path
+    folder: Path
+    ended: Ended
+    traces: set[Path]
+    """That it left outside of its folder."""
+    listened: frozenset[tuple[str, str]] = frozenset()
+    """Addresses where it and its processes listened while it went on, and which processes."""
+
+    @property
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return found
 
 
 def _hear_ctrl_c() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import Ended, run
+from running import Ended, Finished
 
 from dfka_dist import results
 from dfka_dist.tuning import outcome
@@ -15,25 +15,13 @@ from dfka_dist.tuning import outcome
 Refused = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def place(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a configuration, and of a run of it that is over, in `done`."""
-    folder = tmp_path_factory.mktemp("resumed")
-    short = {"steps": 8, "rehearsal_steps": 0, "fine_tune_steps": 2, "batch_size": 8}
-    kept = {"probe_images": 64, "memory_megabytes": 1, "checkpoint": {"every": 5}}
-    write(folder, training=short | kept)
-    ended = run("amalgamate", "--config", folder / "run.yaml", "--output", folder / "done")
-    assert ended.code == 0, ended.err
-    return folder
-
-
 @pytest.fixture
-def refused(call: Callable[..., Ended], place: Path) -> Refused:
+def refused(call: Callable[..., Ended], finished: Finished) -> Refused:
     """The only line of the job, called with the run's folder."""
 
     def refused(*more: str) -> str:
-        config = place / "run.yaml"
-        return call("amalgamate", "--config", config, "--output", place / "done", *more).refusal
+        given = ("--config", finished.config, "--output", finished.folder)
+        return call("amalgamate", *given, *more).refusal
 
     return refused
 
@@ -64,20 +52,22 @@ def test_another_run_does_not_go_on_from_there(refused: Refused, change: str, ke
     ],
 )
 def test_a_run_with_checkpoints_does_not_begin_anew_by_mistake(
-    call: Callable[..., Ended], place: Path, tmp_path: Path, change: str, key: str, what: str
+    call: Callable[..., Ended], finished: Finished, tmp_path: Path, change: str, key: str, what: str
 ) -> None:
     folder = tmp_path / "done"
-    shutil.copytree(place / "done", folder)
+    shutil.copytree(finished.folder, folder)
     (folder / "result.json").unlink()
     sets = [a for each in change.split() for a in ("--set", each)]
-    config = place / "run.yaml"
+    config = finished.config
     refusal = call("amalgamate", "--config", config, "--output", folder, "--resume", *sets).refusal
     assert what.format(folder / "checkpoints") in refusal
     assert refusal.startswith(f"error: training.checkpoint.{key}: " if key else "error: run.seed: ")
 
 
-def test_a_run_that_is_over_has_nothing_left_to_do(call: Callable[..., Ended], place: Path) -> None:
-    config, folder = place / "run.yaml", place / "done"
+def test_a_run_that_is_over_has_nothing_left_to_do(
+    call: Callable[..., Ended], finished: Finished
+) -> None:
+    config, folder = finished.config, finished.folder
     ended = call("amalgamate", "--config", config, "--output", folder, "--resume")
     assert (ended.code, ended.out) == (0, f"this run is over: {folder / 'result.json'}\n")
 
@@ -94,15 +84,15 @@ def test_a_run_is_over_when_its_result_is_whole(
 
 
 def test_a_run_that_is_over_is_copied_to_the_storage_and_is_over_there_too(
-    call: Callable[..., Ended], place: Path, tmp_path: Path
+    call: Callable[..., Ended], finished: Finished, tmp_path: Path
 ) -> None:
-    folder, copy = place / "done", tmp_path / "storage" / "tiny" / "result"
+    folder, copy = finished.folder, tmp_path / "storage" / "tiny" / "result"
     stored = (
         f"training.checkpoint.storage={tmp_path / 'storage'}",
         "training.checkpoint.shared=true",
     )
     sets = [a for change in stored for a in ("--set", change)]
-    given = ("amalgamate", "--config", place / "run.yaml", *sets)
+    given = ("amalgamate", "--config", finished.config, *sets)
     over = f"this run is over: {folder / 'result.json'}\n"
     ended = call(*given, "--output", folder, "--resume")
     assert (ended.code, ended.out) == (0, f"{over}copied:  {copy}\n")

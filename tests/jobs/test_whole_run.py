@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from running import Ended, keys, listening, run, start, traces
+from running import EXACT, Ended, Finished, keys, run, traces
 
 from dfka_dist.config import TeacherSpec
 from dfka_dist.models.target import TargetNet
 
 STEPS = {"joint": 8, "rehearsal": 4, "filters": 2, "branches": 2, "fine_tune": 4}
-EXACT = {"precision": "fp32"}
-"""Which depth has the least dual loss, and so how many networks there are, is of no machine."""
 LABELS = ["0", "1", "2", "3"]
 SCORES = {"mAP": None, "accuracy": None}
 BRIEF = {
@@ -74,46 +70,6 @@ RESULT = {
 """The names of design.md, in its order."""
 
 
-@dataclass(frozen=True)
-class Finished:
-    config: Path
-    folder: Path
-    ended: Ended
-    traces: set[Path]
-    """That it left outside of its folder."""
-    listened: frozenset[tuple[str, str]] = frozenset()
-    """Addresses where it and its processes listened while it went on, and which processes."""
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return found
-
-
-@pytest.fixture(scope="module")
-def finished(
-    tiny: dict[str, Any], write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Finished:
-    """The tiny run, with test data and targets at other depths."""
-    place = tmp_path_factory.mktemp("finished")
-    training = tiny["training"] | EXACT | {"branch_steps": 2}
-    config, folder, before = write(place, training=training), place / "run", traces()
-    listened = set[tuple[str, str]]()
-    with (
-        start("amalgamate", "--config", config, "--output", folder) as process,
-        ThreadPoolExecutor() as beside,
-    ):
-        try:
-            told = beside.submit(process.communicate, timeout=300)
-            while not told.done():
-                listened |= listening(process)
-                wait([told], timeout=0.5)
-            ended = Ended(process.returncode, *told.result())
-        finally:
-            process.kill()
-    return Finished(config, folder, ended, traces() - before, frozenset(listened))
-
-
 @pytest.fixture(scope="module")
 def again(
     tiny: dict[str, Any],
@@ -121,8 +77,8 @@ def again(
     make_teacher: Callable[..., TeacherSpec],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Finished:
-    """The same run without test data and other depths, where results go if nobody says where; it
-    keeps its images, and has a teacher that knows nothing of what is wanted."""
+    """The same run without test data, checkpoints and other depths, where results go if nobody says
+    where; it keeps its images, and has a teacher that knows nothing of what is wanted."""
     place = tmp_path_factory.mktemp("again")
     same = [make_teacher(spec["name"], spec["labels"]).model_dump() for spec in tiny["teachers"]]
     idle = make_teacher("idle", ["7", "8"]).model_dump()
@@ -185,6 +141,8 @@ def is_loopback(address: str) -> bool:
 
 def test_it_leaves_every_file_that_is_promised(finished: Finished) -> None:
     found = {str(p.relative_to(finished.folder)) for p in finished.folder.rglob("*") if p.is_file()}
+    assert any(name.startswith("checkpoints/checkpoint-") for name in found)
+    found = {name for name in found if not name.startswith("checkpoints/checkpoint-")}
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
     assert events and found - events == {
         "result.json",
