@@ -50,7 +50,7 @@ def storage(
         yield str(tmp_path / "storage")
         return
     yield object_store.uri(f"copies-{tmp_path.name}")
-    object_store.is_unavailable = lambda path: False
+    object_store.is_forbidden = lambda path: False
 
 
 @pytest.fixture
@@ -104,20 +104,20 @@ def test_a_part_is_copied_before_all_is_there_and_brought_back(
 
 
 def test_a_part_that_cannot_be_copied_says_so(object_store: ObjectStore, folder: Path) -> None:
-    object_store.is_unavailable = lambda path: path.endswith("notes.txt")
+    object_store.is_forbidden = lambda path: path.endswith("notes.txt")
     with pytest.raises(RunFailed, match=r"^s3://bucket/part cannot be written: "):
         Copy(Place(object_store.uri("part"), "key"), folder, NAMES).add("notes.txt")
-    object_store.is_unavailable = lambda path: False
+    object_store.is_forbidden = lambda path: False
 
 
 def test_a_file_that_cannot_be_copied_leaves_no_copy_that_is_whole(
     object_store: ObjectStore, folder: Path
 ) -> None:
-    object_store.is_unavailable = lambda path: path.endswith("notes.txt")
+    object_store.is_forbidden = lambda path: path.endswith("notes.txt")
     copy = Copy(Place(object_store.uri("full"), "key"), folder, NAMES)
     with pytest.raises(RunFailed) as caught:
         copy.make()
-    object_store.is_unavailable = lambda path: False
+    object_store.is_forbidden = lambda path: False
     assert str(caught.value).startswith(
         f"the result is in {folder} alone: s3://bucket/full cannot be written: "
     )

@@ -198,7 +198,7 @@ def remote(object_store: ObjectStore, tmp_path: Path) -> Iterator[FolderShelf]:
     for step, parts in ((10, ["a"]), (20, ["a", "b"])):
         put(shelf, tmp_path, step, parts, told)
     yield shelf
-    object_store.is_unavailable = lambda path: False
+    object_store.is_unavailable = object_store.is_forbidden = lambda path: False
 
 
 def test_an_object_store_keeps_them_like_a_disk(remote: FolderShelf, tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_a_storage_that_fails_in_the_middle_leaves_what_was_there(
     remote: FolderShelf, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     told: dict[str, Told] = dict(remote.newest().told)  # type: ignore[union-attr]
-    object_store.is_unavailable = lambda path: path.endswith("30/files-0.json")
+    object_store.is_forbidden = lambda path: path.endswith("30/files-0.json")
     with pytest.raises(NotKept, match=r"no checkpoint at step 30: s3://.* cannot be written"):
         put(remote, tmp_path, 30, ["b", "c"], told)
-    object_store.is_unavailable = lambda path: False
+    object_store.is_forbidden = lambda path: False
     newest = remote.newest()
     assert newest is not None and newest.run["step"] == 20
     assert remote.steps() == [10, 20]
@@ -252,9 +252,9 @@ def test_a_storage_that_cannot_be_listed_keeps_the_newest_beside_older_ones(
         written.extend([path] if path.endswith("30/files-0.json") else [])
         return bool(written) and path.strip("/") == "bucket"
 
-    object_store.is_unavailable = fails
+    object_store.is_forbidden = fails
     put(remote, tmp_path, 30, ["b"], {})
-    object_store.is_unavailable = lambda path: False
+    object_store.is_forbidden = lambda path: False
     assert "older checkpoints stay in s3://" in caplog.text
     assert remote.steps() == [10, 20, 30]
 
