@@ -13,7 +13,7 @@ from dfka_dist.data import UNDIVIDED
 from dfka_dist.errors import InputError
 
 SEEDS = (0, 1, 2)
-"""Of the joint recipe and of the references; every other row has the first."""
+"""Of both recipes and of the references; every other row has the first."""
 PAPER = (
     "training.recipe=paper",
     "training.sampled_labels=false",
@@ -81,7 +81,7 @@ def rows(config: RunConfig, steps: int, place: Path) -> list[Row]:
         *[Row(name, (*both, *changes)) for name, changes in _changed(config).items()],
         Row("without rehearsal", one),
         Row("without rehearsal and memory", (*one, *forgetful)),
-        Row("paper", (*PAPER, *blocks)),
+        *[Row("paper", (*PAPER, *blocks), seed) for seed in SEEDS],
         Row("paper without link", (*PAPER, *blocks, "losses.link=0.0")),
         *[Row("noise images", (*given, "training.images=noise"), seed) for seed in SEEDS],
         *[
