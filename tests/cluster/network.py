@@ -28,7 +28,7 @@ mount --make-rprivate /
 stage=$(mktemp -d /run/dfka-XXXXXX)
 n=0
 for shared in {shared}; do mkdir $stage/$n; mount --rbind $shared $stage/$n; n=$((n+1)); done
-[ -d {extensions} ] && cp -r {extensions} $stage/extensions
+[ -d {extensions} ] && cp -a {extensions} $stage/extensions  # with its times, or it is compiled again
 # Another run may be compiling.
 [ -d $stage/extensions ] && find $stage/extensions -name lock -delete
 for private in {private}; do mount -t tmpfs -o size=4g tmpfs $private; done
