@@ -28,7 +28,8 @@ mount --make-rprivate /
 stage=$(mktemp -d /run/dfka-XXXXXX)
 n=0
 for shared in {shared}; do mkdir $stage/$n; mount --rbind $shared $stage/$n; n=$((n+1)); done
-[ -d {extensions} ] && cp -a {extensions} $stage/extensions  # with its times, or it is compiled again
+# With its times, or it is compiled again.
+[ -d {extensions} ] && cp -a {extensions} $stage/extensions
 # Another run may be compiling.
 [ -d $stage/extensions ] && find $stage/extensions -name lock -delete
 for private in {private}; do mount -t tmpfs -o size=4g tmpfs $private; done
@@ -36,6 +37,9 @@ chmod 1777 /tmp /dev/shm
 n=0
 for shared in {shared}; do mkdir -p $shared; mount --rbind $stage/$n $shared; n=$((n+1)); done
 [ -d $stage/extensions ] && mkdir -p $(dirname {extensions}) && mv $stage/extensions {extensions}
+n=0
+for shared in {shared}; do umount -l $stage/$n; rmdir $stage/$n; n=$((n+1)); done
+rmdir $stage
 ip link set lo up
 echo ready
 trap '' CHLD  # whoever has lost its parent is reaped by the system
@@ -176,6 +180,7 @@ def network(nodes: int) -> Iterator[list[Node]]:
             node.remove()
         _do("ip", "link", "del", BRIDGE)
         _do("umount", DISK)
+        Path(DISK).rmdir()
 
 
 def _shared() -> list[Path]:

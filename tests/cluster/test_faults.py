@@ -93,11 +93,13 @@ def test_a_run_that_is_stopped_and_killed_goes_on_elsewhere_from_what_is_whole(
 def test_one_byte_that_is_another_costs_the_checkpoint_that_it_is_in(
     nodes: Cluster, undisturbed: Job
 ) -> None:
+    """Of a run that Ctrl-C has stopped."""
     job = nodes.start("flipped")
     job.wait_for_step(MIDDLE)
-    job.signal(signal.SIGKILL)
-    job.end()
-    nodes.left(killed=True)
+    job.signal(signal.SIGINT)
+    ended = job.end()
+    assert ended.code == 4 and "stopped with a checkpoint at step" in ended.err
+    assert nodes.left() == []
     paths = nodes.store.paths("runs/flipped")
     *_, newest = (p.removesuffix("files-1.json") for p in paths if p.endswith("files-1.json"))
     shard, *_ = (p for p in paths if p.startswith(newest) and p.endswith(".pt"))

@@ -16,7 +16,8 @@ LATER = 20
 def test_a_run_that_loses_one_thing_after_another_makes_the_same_network(
     nodes: Cluster, undisturbed: Job
 ) -> None:
-    """A server, a checkpoint that the storage refuses, a worker, the wire for 5 s, and a node."""
+    """A server, a checkpoint that the storage refuses, a worker, the wire of a node for 5 s, and
+    the node of the teachers and of a worker."""
     nodes.store.is_unavailable = lambda path: "checkpoint-000000006/run.json" in path
     job = nodes.start("unlucky")
     job.wait_for_step(3)
@@ -30,7 +31,7 @@ def test_a_run_that_loses_one_thing_after_another_makes_the_same_network(
     time.sleep(5)
     nodes.nodes[2].join()
     job.wait_for_step(LATER)
-    lost = nodes.far
+    lost = nodes.near
     lost.kill()
     nodes.raise_node(lost)
     as_undisturbed(job, undisturbed, nodes)

@@ -100,8 +100,10 @@ def test_a_submitted_search_runs_trials_at_once_and_leaves_nothing(nodes: Cluste
     short = "search.trial={training.steps: 8, training.rehearsal_steps: 0}"
     budget = ("search.trials=6", "search.seconds=null", "search.pilots=2")
     sets = [a for change in (short, *budget) for a in ("--set", change)]
-    ended = submitted(nodes, *nodes.settings("search", NO_ADDRESS), *sets, job=SEARCH)
+    small = {"training.workers": 1, "training.worker_cpus": 1}
+    ended = submitted(nodes, *nodes.settings("search", NO_ADDRESS | small), *sets, job=SEARCH)
     assert ended.code == 0, ended.out + ended.err
+    assert most_at_once(ended.out) > 1
     assert (
         ended.out.count(" finished ") + ended.out.count(" stopped ") == 6
         and "best: losses.batch_norm " in ended.out
@@ -109,6 +111,16 @@ def test_a_submitted_search_runs_trials_at_once_and_leaves_nothing(nodes: Cluste
     left = {f"bucket/runs/search-sweep/result/{name}" for name in ("best.yaml", "sweep.html")}
     assert left <= {*nodes.store.paths("runs/search-sweep/result")}
     assert nodes.left(killed=True) == []
+
+
+def most_at_once(out: str) -> int:
+    """Trials that ran at the same time, as the sweep has told of them."""
+    running: set[str] = set()
+    most = 0
+    for name, status in re.findall(r"^search sweep: (\S+) (running|finished|stopped) ", out, re.M):
+        running = running | {name} if status == "running" else running - {name}
+        most = max(most, len(running))
+    return most
 
 
 def test_a_submitted_job_that_is_refused_ends_with_code_1_and_tells_its_own(nodes: Cluster) -> None:
