@@ -68,7 +68,8 @@ class Listener(tune.Callback):  # type: ignore[misc]
 
     Args:
         began: when the sweep did, all starts together, as `time.monotonic` counts.
-        stopping: whether the user asked for the end: what is cut off by that is no result.
+        stopping: whether the user asked for the end: what is cut off by that, or by the end of
+            `search.seconds`, is no result.
         pilots: whether there is nothing yet that agreements could be compared on.
         at_once: trials that run at the same time.
         leavers: those of its trials that are over.
@@ -128,8 +129,11 @@ class Listener(tune.Callback):  # type: ignore[misc]
         _, own = self.running[trial.trial_id]
         status = self._ends.get(trial.trial_id, "stopped")
         self._failures = self._homeless = 0
-        if status == "finished" or (own and not self._stopping()):
+        is_cut = self._stopping() or self.folder.is_stopped
+        if status == "finished" or (own and not is_cut):
             self._keep(trial, status)
+        elif is_cut:
+            self._showing.dropped(trial.trial_id, "it was time")
         del self.running[trial.trial_id]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

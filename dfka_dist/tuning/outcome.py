@@ -13,7 +13,7 @@ from dfka_dist.training.fence import OWNER
 from dfka_dist.tuning.keeping import IDENTITY, PAGE, RESULT, budget
 from dfka_dist.tuning.picture import write_page
 from dfka_dist.tuning.ranking import SCORES, Standing, correlations, row
-from dfka_dist.tuning.records import TRIALS, write_table
+from dfka_dist.tuning.records import TRIALS, Folder, write_table
 from dfka_dist.tuning.showing import shown
 from dfka_dist.tuning.space import Space
 
@@ -61,7 +61,7 @@ def write(folder: Path, space: Space, standings: Sequence[Standing]) -> Found:
         "spearman": found.spearman,
         "trials": len(rows),
         "finished": sum(each.agreement is not None for each in standings),
-        "seconds": max(each.record.ended for each in standings),
+        "seconds": round(Folder(folder).elapsed, 1),
         "budget": budget(space.spec),
     }
     write_whole(folder / RESULT, json.dumps(said, indent=2) + "\n")

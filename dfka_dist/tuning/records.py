@@ -257,9 +257,11 @@ class Folder:
 
 
 def _record(place: Path) -> TrialRecord | None:
-    """Of a trial, by its folder; None if it did not end, as far as can be read."""
+    """Of a trial, by its folder, which alone says its name: another one in the file could lead out
+    of the sweep. None if it did not end, as far as can be read."""
     try:
-        return TrialRecord(**json.loads((place / _RECORD).read_text("utf-8")))
+        told = TrialRecord(**json.loads((place / _RECORD).read_text("utf-8")))
+        return replace(told, name=place.name)
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
         return None
 

@@ -81,9 +81,9 @@ class Showing:
         self._line(record.name, _why(record))
 
     def dropped(self, name: str, why: str) -> None:
-        """A trial has ended without a result, and is tried again."""
+        """A trial has ended without a result, and may be tried again."""
         self._rows.pop(name, None)
-        self.message(f"{name} is to be tried again: {why}")
+        self.message(f"{name} is no result: {why}")
 
     def _line(self, name: str, more: str = "") -> None:
         if self._live is None:

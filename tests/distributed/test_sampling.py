@@ -18,6 +18,8 @@ from dfka_dist.tuning import listening
 from dfka_dist.tuning.importance import importances
 from dfka_dist.tuning.leaving import Leavers
 from dfka_dist.tuning.listening import FAILURES, Listener, Switch
+from dfka_dist.tuning.picture import write_page
+from dfka_dist.tuning.ranking import Standing
 from dfka_dist.tuning.records import DIED, Folder, TrialRecord, write_table
 from dfka_dist.tuning.sampling import sampled
 from dfka_dist.tuning.showing import Showing
@@ -75,6 +77,16 @@ def test_a_sweep_that_goes_on_draws_other_points(make_space: MakeSpace) -> None:
 def test_what_matters_is_found(make_space: MakeSpace) -> None:
     found = importances(make_space(), KNOWN)
     assert found[KEY] > found["losses.adversarial"]
+
+
+def test_the_page_of_a_sweep_has_trials_over_time_all_of_them_and_what_matters(
+    make_space: MakeSpace, tmp_path: Path
+) -> None:
+    for known, pictures in ((KNOWN, 3), (KNOWN[:4], 2)):
+        standings = [Standing(each, each.agreement, None) for each in known]
+        write_page(tmp_path / "sweep.html", make_space(), standings, {})
+        page = (tmp_path / "sweep.html").read_text()
+        assert page.count("<svg") == pictures and ("Importance" in page) == (pictures == 3)
 
 
 def test_few_trials_say_nothing_of_importance(make_space: MakeSpace) -> None:
@@ -176,6 +188,56 @@ def test_what_the_user_cuts_off_is_no_result(
         judged(listener, name, end)
         listener.on_trial_complete(1, [], trial(name))
     assert [record.name for record in folder.records()] == ["done"]
+
+
+def test_what_the_end_of_the_time_cuts_off_is_no_result(
+    make_listener: Callable[..., Listener], folder: Folder
+) -> None:
+    """It was not behind; with more time its point may be tried again."""
+    listener = make_listener()
+    for name in ("cut", "done"):
+        listener.on_trial_start(1, [], trial(name))
+        judged(listener, name)
+    assert not Switch(lambda: True, listener, patience=60).stop_all()
+    for name, end in (("cut", "stopped"), ("done", "finished")):
+        judged(listener, name, end)
+        listener.on_trial_complete(1, [], trial(name))
+    assert [record.name for record in folder.records()] == ["done"]
+
+
+def test_a_record_says_nothing_of_places_outside_of_its_folder(
+    folder: Folder, tmp_path: Path
+) -> None:
+    folder.write(record(0, 1.0, 0.5))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    place = tmp_path / "trials" / "t0" / "trial.json"
+    place.write_text(place.read_text().replace('"t0"', '"../victim"'))
+    found = folder.records()
+    assert [each.name for each in found] == ["t0"]
+    folder.forget(found)
+    assert victim.exists() and not place.exists()
+
+
+def test_a_table_on_a_terminal_shows_what_runs_and_then_the_best() -> None:
+    terminal = Terminal()
+    showing = Showing("sweep", terminal)
+    showing.known(KNOWN[:3])
+    showing.begun("new", {KEY: 7.5, "losses.adversarial": 0.25})
+    with showing:
+        pass
+    lines = [line for line in terminal.getvalue().splitlines() if "running" in line]
+    assert lines and "7.5" in lines[-1] and "0.25" in lines[-1]
+    shown = terminal.getvalue()
+    at = [shown.rindex(what) for what in ("running", "1.000", "0.750", "0.500")]
+    assert at == sorted(at)
+
+
+class Terminal(io.StringIO):
+    """It says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_trials_are_told_to_stop_and_waited_for(
