@@ -22,7 +22,7 @@ from ray.train import RunConfig as TrainRunConfig
 from dfka_dist import machine, resuming
 from dfka_dist.config import RunConfig
 from dfka_dist.elastic import RoomyTrainer
-from dfka_dist.errors import DfkaError
+from dfka_dist.errors import DfkaError, InputError, RunFailed
 from dfka_dist.loading import dump, parse
 from dfka_dist.notices import Failure, Inbox, Meeting, NoticeBoard, Seat, Warner
 from dfka_dist.presence import KnownCleaner, Presence, clear_away
@@ -107,7 +107,6 @@ def amalgamate(
 
     Raises:
         Interrupted: they were stopped.
-        InputError: the workers do not reach the shelf from where they are.
         DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
     """
     options = {"num_cpus": 0, "max_concurrency": 2} | beside_the_driver()
@@ -221,15 +220,18 @@ def _met(
         home: id of the driver's node.
 
     Raises:
-        InputError: they do not, and are to, or have kept checkpoints there; on every worker.
+        RunFailed: they do not, and are to, or have kept checkpoints there; on every worker.
     """
     here = Seat(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     seats = tuple(gathered(here))
     nodes = len({home, *(seat.node for seat in seats)})
-    reached = resuming.reachable(shelf, config, nodes)
-    if shelf is not None and reached is None:
-        steps = inbox.steps_on(shelf) if rank_and_size()[0] == 0 else []
-        resuming.refuse_out_of_reach(shelf, gathered(steps)[0], nodes)
+    try:
+        reached = resuming.reachable(shelf, config, nodes)
+        if shelf is not None and reached is None:
+            steps = inbox.steps_on(shelf) if rank_and_size()[0] == 0 else []
+            resuming.refuse_out_of_reach(shelf, gathered(steps)[0], nodes)
+    except InputError as error:  # it was not seen before the run began, and the run ends for it
+        raise RunFailed(str(error)) from None
     if rank_and_size()[0] == 0:
         inbox.meet(Meeting(seats, keeps=reached is not None))
     return reached

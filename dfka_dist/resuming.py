@@ -32,6 +32,7 @@ FREE = (
     "checkpoint",
     "max_failures",
     "node_labels",
+    "quiet_timeout",
     "report_every",
     "start_timeout",
     "threads",

@@ -67,6 +67,7 @@ class Watch:
         Raises:
             Interrupted: they were stopped.
             NoRoom: none was there for `training.start_timeout`.
+            RunFailed: none came to another step for `training.quiet_timeout`.
             DfkaError: as it was raised in a worker; `RunFailed` for whatever else went wrong.
         """
         over = False
@@ -128,10 +129,14 @@ class Watch:
 
     def _remind_of_quiet(self, quiet: float, on_warning: Callable[[str], None]) -> None:
         """Say now and then that workers are there, and come to no other step: all may hang, or the
-        only one, which nobody waits for; or what they are at takes long."""
+        only one, which nobody waits for; or what they are at takes long. End the run when that
+        lasts too long."""
+        what = f"no worker has come to another step for {quiet:.0f} s"
+        if quiet >= self._training.quiet_timeout:
+            longer = "if something takes that long, more of training.quiet_timeout"
+            raise RunFailed(f"{what}; --resume goes on, {longer}")
         times = int(quiet // max(QUIET, self._timeout))
         if times > self._told_quiet:
-            what = f"no worker has come to another step for {quiet:.0f} s"
             on_warning(f"{what}; if nothing takes that long, stop the run and --resume it")
         self._told_quiet = times
 

@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             resuming.refuse_out_of_reach(there, there.steps(), len(nodes))
         if shelf is not None:  # it may refuse, and then earlier results are to be there still
             shelf.begin(anew=not arguments.resume)
+        copy.clear()  # it may fail, and then earlier results are here still
         if arguments.resume:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             _empty(folder, shelf)
-        copy.clear()
         _warn(given, ready, placement)
         _run(given, ready, folder, placement, shelf, began)
     _tell(copy.make())

@@ -212,6 +212,9 @@ class TrainingSpec(Node):
     start_timeout: Seconds = 600.0
     """Seconds without any worker, because there is no room or nodes are still to come, after which
     the run ends."""
+    quiet_timeout: Seconds = 14_400.0
+    """Seconds with workers of which none comes to another step, after which the run ends: longer
+    than any save and the judging at the end take."""
 
     @model_validator(mode="before")
     @classmethod

@@ -115,6 +115,21 @@ def test_workers_that_are_there_and_give_no_sign_are_told_of(
     assert warnings and all("no worker has come to another step for" in w for w in warnings)
 
 
+def test_workers_that_give_no_sign_for_too_long_end_the_run(board: ray.actor.ActorHandle) -> None:
+    """The only one, say, whose device hangs."""
+    ray.get(board.stand.remote(1, stands=True, controller="any"))
+
+    @ray.remote(num_cpus=0)
+    def hang() -> None:
+        time.sleep(30)
+
+    watch = Watch(board, hang.remote(), lambda: False, TrainingSpec(quiet_timeout=1.0))
+    began = time.monotonic()
+    with pytest.raises(RunFailed, match=r"for 1 s; --resume goes on, .*training\.quiet_timeout"):
+        watch.to_the_end([].append, [].append)
+    assert time.monotonic() - began < 10
+
+
 def test_a_worker_that_asks_whether_to_stop_is_a_sign() -> None:
     board = NoticeBoard()
     time.sleep(0.2)

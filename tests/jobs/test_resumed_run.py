@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import Ended, Finished
+from running import Ended, Finished, run
 
 from dfka_dist import results
+from dfka_dist.config import TeacherSpec
 from dfka_dist.tuning import outcome
 
 Refused = Callable[..., str]
@@ -36,11 +37,37 @@ def test_without_being_told_to_go_on_a_run_refuses_what_is_there(refused: Refuse
         ("run.seed=1", "run.seed"),
         ("target.labels=['0','2']", "target.labels"),
         ("losses.batch_norm=3", "losses.batch_norm"),
+        ("target.arguments.widths=[4,6,9]", "target.arguments.widths"),
     ],
 )
 def test_another_run_does_not_go_on_from_there(refused: Refused, change: str, key: str) -> None:
     refusal = refused("--resume", "--set", change)
     assert refusal.startswith(f"error: {key}: is ") and "when the run began" in refusal
+
+
+def test_other_teachers_do_not_go_on_from_there(
+    refused: Refused, make_teacher: Callable[..., TeacherSpec]
+) -> None:
+    """Not by where their files lie, but by what these hold."""
+    other = make_teacher("low", ["0", "1"], seed=7)
+    refusal = refused("--resume", "--set", f"teachers.0.weights={other.weights}")
+    assert refusal.startswith("error: teachers.0.") and "when the run began" in refusal
+
+
+def test_a_run_whose_checkpoints_are_all_broken_ends_with_code_3_and_leaves_them(
+    finished: Finished, tmp_path: Path
+) -> None:
+    folder = tmp_path / "done"
+    shutil.copytree(finished.folder, folder)
+    (folder / "result.json").unlink()
+    broken = list(folder.glob("checkpoints/checkpoint-*/run.json"))
+    for place in broken:
+        place.write_bytes(place.read_bytes()[:-1])
+    ended = run("amalgamate", "--config", finished.config, "--output", folder, "--resume")
+    said = f"error: no checkpoint in {folder / 'checkpoints'} is whole: "
+    assert ended.code == 3 and ended.err.splitlines()[-1].startswith(said), ended.err
+    assert broken and all(place.exists() for place in broken)
+    assert not (folder / "result.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def identity(config: RunConfig, read: dict[str, dict[str, Any]] = READ) -> dict[
         {"checkpoint": {"every": 3, "keep": 5, "storage": "/elsewhere"}},
         {"threads": 3},
         {"timeout": 5.0},
+        {"quiet_timeout": 5.0},
         {"report_every": 3},
         {"max_failures": 0},
     ],
