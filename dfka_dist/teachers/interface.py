@@ -154,6 +154,10 @@ class Teachers(Protocol):
         """Seconds that the calling thread has stood still for answers so far."""
 
     @property
+    def waited_beside(self) -> float:
+        """The same of all other threads together: those of whoever helps the caller."""
+
+    @property
     def worked(self) -> float | None:
         """Seconds that a server has computed for this caller so far, the mean over all servers;
         None where there is none. What it computed for others is not in it."""

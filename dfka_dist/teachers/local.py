@@ -183,6 +183,11 @@ class LocalTeachers:
         return 0.0
 
     @property
+    def waited_beside(self) -> float:
+        """Nothing, as `waited`."""
+        return 0.0
+
+    @property
     def worked(self) -> None:
         """There is no server."""
 

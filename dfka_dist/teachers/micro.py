@@ -51,6 +51,11 @@ class MicroBatchedTeachers:
         return self._teachers.waited
 
     @property
+    def waited_beside(self) -> float:
+        """See `Teachers.waited_beside`."""
+        return self._teachers.waited_beside
+
+    @property
     def worked(self) -> float | None:
         """See `Teachers.worked`."""
         return self._teachers.worked

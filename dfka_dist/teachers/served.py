@@ -67,7 +67,7 @@ class ServedTeachers:
         self._meters = ClientMeters()
         self.traffic, self._lock = Traffic(), threading.Lock()
         self._servers = sum(len(shards.handles) for own in replicas.values() for shards in own)
-        self._computed, self._waits = 0.0, threading.local()
+        self._computed, self._waited, self._waits = 0.0, 0.0, threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {
@@ -89,6 +89,11 @@ class ServedTeachers:
     def waited(self) -> float:
         """See `Teachers.waited`."""
         return float(getattr(self._waits, "seconds", 0.0))
+
+    @property
+    def waited_beside(self) -> float:
+        """See `Teachers.waited_beside`."""
+        return self._waited - self.waited
 
     @property
     def worked(self) -> float:
@@ -180,6 +185,8 @@ class ServedTeachers:
 
     def _has_waited(self, seconds: float) -> None:
         self._waits.seconds = self.waited + seconds
+        with self._lock:
+            self._waited += seconds
         self._meters.waited(seconds)
 
     def _has_sent(self, *arrays: wire.Array | None, calls: int = 0) -> None:

@@ -43,6 +43,11 @@ class SilentTeachers:
         return 0.0
 
     @property
+    def waited_beside(self) -> float:
+        """Nothing, as `waited`."""
+        return 0.0
+
+    @property
     def worked(self) -> None:
         """There is no server."""
 

@@ -29,7 +29,7 @@ class Diary:
         self._began = time.monotonic()
         self._name, self._step, self._earlier = "", 0, 0.0
         self._records: list[Record] = []
-        self._before = self._began, teachers.waited, teachers.worked
+        self._before = self._began, *self._so_far()
 
     @property
     def is_heard(self) -> bool:
@@ -111,14 +111,21 @@ class Diary:
 
     def _waits_until(self, now: float) -> dict[str, float]:
         """Shares of the time since the last record in which this thread stood still for the
-        teachers, and they for the trainer."""
-        waited, worked = self._teachers.waited, self._teachers.worked
-        before, self._before = self._before, (now, waited, worked)
+        teachers, they for the trainer, and the thread that helps this one, if there is any, for
+        the teachers."""
+        waited, beside, worked = self._so_far()
+        before, self._before = self._before, (now, waited, beside, worked)
         elapsed = now - before[0]
         waits = {"teachers": round((waited - before[1]) / elapsed, 4)}
-        if worked is not None and before[2] is not None:
-            waits["trainer"] = round(max(0.0, 1 - (worked - before[2]) / elapsed), 4)
+        if worked is not None and before[3] is not None:
+            waits["trainer"] = round(max(0.0, 1 - (worked - before[3]) / elapsed), 4)
+        if beside:
+            waits["helper"] = round((beside - before[2]) / elapsed, 4)
         return waits
+
+    def _so_far(self) -> tuple[float, float, float | None]:
+        teachers = self._teachers
+        return teachers.waited, teachers.waited_beside, teachers.worked
 
     def judge(self, agreement: float) -> None:
         """What the dual generator is worth after this step, on a probe set that is given."""

@@ -180,11 +180,12 @@ def test_time_spent_waiting_for_answers_is_counted(served: ServedTeachers) -> No
 
 def test_what_another_thread_waits_is_not_this_ones(served: ServedTeachers) -> None:
     """A trainer's helper waits while the trainer computes."""
-    before = served.waited
+    before, beside = served.waited, served.waited_beside
     pending = served.forward(Question(torch.rand(SLOW, 1, 16, 16), ("first",)))
     helper = threading.Thread(target=pending.result)
     helper.start(), helper.join()
     assert served.waited - before < SECONDS / 2
+    assert served.waited_beside - beside > SECONDS / 2
 
 
 def test_an_answer_that_does_not_come_in_time_is_given_up(pool: TeacherPool) -> None:

@@ -14,7 +14,7 @@ from dfka_dist.training.diary import Diary, Record
 class Timed(LocalTeachers):
     """Teachers whose times are told."""
 
-    waited = 0.0
+    waited = waited_beside = 0.0
     worked = 0.0  # type: ignore[assignment]
 
 
@@ -50,3 +50,14 @@ def test_without_servers_nobody_waits_for_the_trainer() -> None:
     with diary.phase("joint", 1):
         diary.tell(1)
     assert records[0]["waits"] == {"teachers": pytest.approx(0.0)}
+
+
+def test_what_a_helper_waits_has_a_share_of_its_own() -> None:
+    teachers, records = Timed({}), list[Record]()
+    diary = Diary(TrainingSpec(report_every=1), teachers, records.append)
+    with diary.phase("joint", 1):
+        time.sleep(0.1)
+        teachers.waited_beside += 0.05
+        diary.tell(1)
+    waits = records[0]["waits"]
+    assert waits["teachers"] == 0.0 and 0.2 < waits["helper"] <= 0.5

@@ -83,14 +83,18 @@ def main() -> None:
     with _joint(config, way, threads, order) as (joint, teachers):
         done = 0
         for line in sys.stdin:
-            waited, began = teachers.waited, time.perf_counter()
+            waited, beside = teachers.waited, teachers.waited_beside
+            began = time.perf_counter()
             for _ in range(int(line)):
                 joint.step(done)
                 done += 1
             joint.settle()
             seconds = (time.perf_counter() - began) / int(line)
-            waiting = (teachers.waited - waited) / int(line)
-            sys.stdout.write(json.dumps({"seconds": seconds, "waited": waiting}) + "\n")
+            waits = {
+                "waited": (teachers.waited - waited) / int(line),
+                "helper waited": (teachers.waited_beside - beside) / int(line),
+            }
+            sys.stdout.write(json.dumps({"seconds": seconds} | waits) + "\n")
             sys.stdout.flush()
 
 
