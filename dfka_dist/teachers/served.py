@@ -14,7 +14,12 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectStoreFullError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayTaskError,
+)
 from torch import Tensor
 
 from dfka_dist.config import Precision
@@ -313,7 +318,7 @@ class _Asked(Generic[Answer]):
 def _put(inputs: wire.Array) -> Reference:
     try:
         return ray.put(inputs)
-    except ObjectStoreFullError as error:
+    except (ObjectStoreFullError, OutOfDiskError) as error:  # the store, or what it spills to
         megabytes = inputs.nbytes / 2**20
         raise RunFailed(
             f"a batch of {megabytes:,.0f} MiB does not fit into Ray's object store: a smaller "

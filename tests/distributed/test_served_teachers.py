@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 import ray
 import torch
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from dfka_dist.config import TeacherSpec
 from dfka_dist.errors import RunFailed, TeacherUnavailable
@@ -170,6 +171,21 @@ def test_asking_waits_when_too_many_answers_are_outstanding(pool: TeacherPool) -
     waited = time.monotonic() - began
     slow.result(), next_one.result()
     assert waited > SECONDS / 2
+
+
+@pytest.mark.parametrize("error", [ObjectStoreFullError, OutOfDiskError])
+def test_a_batch_that_fits_into_no_store_says_so(
+    served: ServedTeachers, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """By what Ray raises where the store is full, and the disk that it spills to."""
+
+    def put(value: object) -> None:
+        raise error("no room")
+
+    monkeypatch.setattr(ray, "put", put)
+    said = r"a batch of 4 MiB does not fit into Ray's object store: a smaller training.batch_size"
+    with pytest.raises(RunFailed, match=said):
+        served.forward(Question(torch.rand(4096, 1, 16, 16), ("first",)))
 
 
 def test_time_spent_waiting_for_answers_is_counted(served: ServedTeachers) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from dfka_dist.benchmarks import networks
 from dfka_dist.benchmarks.serving import whole
-from dfka_dist.benchmarks.serving.traffic import _least
+from dfka_dist.benchmarks.serving.traffic import Mode, _least
 from dfka_dist.config import PRESETS
 from dfka_dist.loading import load
 from dfka_dist.models.sources import initial_weights
@@ -64,8 +64,13 @@ def test_the_least_possible_bytes_are_those_of_pictures_answers_and_gradients() 
     specs = [spec.model_copy(update={"weights": None}) for spec in config.teachers]
     known = loaded(*specs).descriptions
     pictures, logits = 4 * 128 * 32 * 32, 4 * 128 * 5
-    assert _least(known, config, Wanted()) == pictures + 2 * logits
-    assert _least(known, config, Wanted(gradient=True)) == 3 * pictures + 4 * logits
+    assert _least(known, config, Mode()) == pictures + 2 * logits
+    asked = Wanted(gradient=True)
+    assert _least(known, config, Mode(asked)) == 3 * pictures + 4 * logits
+    assert _least(known, config, Mode(asked, wire="bf16")) == (3 * pictures + 4 * logits) / 2
+    channels, height, width = known["low_garments"].shapes[1]
+    features, gates = 4 * 128 * channels * height * width, 4 * 128 * channels
+    assert _least(known, config, Mode(asked, depth=1)) == 3 * features + 4 * gates + 4 * logits
 
 
 @pytest.fixture

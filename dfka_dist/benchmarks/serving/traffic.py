@@ -3,9 +3,11 @@ computing."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -13,7 +15,7 @@ import torch
 
 from dfka_dist.benchmarks.networks import sleeping_teacher
 from dfka_dist.benchmarks.serving.pools import pool_of
-from dfka_dist.config import PRESETS, RunConfig
+from dfka_dist.config import PRESETS, Precision, RunConfig
 from dfka_dist.loading import load
 from dfka_dist.teachers.interface import Question, TeacherDescription, TeacherOutput, Wanted
 from dfka_dist.teachers.served import ServedTeachers
@@ -23,13 +25,32 @@ MEGABYTES = (0.2, 2.0, 20.0)
 SIZE = 32
 """Of the pictures, of one channel."""
 REQUESTS = 20
-MODES = {"images, sums and gradient": Wanted(sums=True, gradient=True), "labels alone": Wanted()}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A kind of question about a batch to all teachers."""
+
+    wanted: Wanted = field(default_factory=Wanted)
+    depth: int = 0
+    """0 for images, else features behind that block, with gates for each teacher."""
+    wire: Precision = "fp32"
+
+
+MODES = {
+    "images, sums and gradient": Mode(Wanted(sums=True, gradient=True)),
+    "labels alone": Mode(),
+    "images, embedding and gradient": Mode(Wanted(embedding=True, gradient=True)),
+    "features with gates, and their gradients": Mode(Wanted(gradient=True), depth=1),
+    "images, sums and gradient, in bf16": Mode(Wanted(sums=True, gradient=True), wire="bf16"),
+}
 
 Table = dict[str, Any]
 
 
 def bytes_on_the_wire(say: Callable[[str], None]) -> Table:
-    """Of both kinds of question that a joint step asks, on the fashion preset.
+    """Of the first two kinds of question, which a joint step asks, and of others, on the fashion
+    preset.
 
     What is counted is what Ray makes of everything that travels between trainer and servers, its
     envelopes included.
@@ -38,10 +59,12 @@ def bytes_on_the_wire(say: Callable[[str], None]) -> Table:
     specs = [spec.model_copy(update={"weights": None}) for spec in config.teachers]
     found: Table = {}
     with pool_of(specs) as pool:
-        client = pool.teachers
-        for name, wanted in MODES.items():
-            sent = _asked(client, config, wanted)
-            least = _least(client.descriptions, config, wanted)
+        for name, mode in MODES.items():
+            client = ServedTeachers(
+                pool.descriptions, pool.replicas, in_flight=4, wire_precision=mode.wire
+            )
+            sent = _asked(client, config, mode)
+            least = _least(client.descriptions, config, mode)
             found[name] = {"bytes": sent, "least": least, "ratio": round(sent / least, 4)}
             say(f"{name}: {found[name]['ratio']} of the least possible bytes")
     return found
@@ -75,15 +98,17 @@ def _beyond(client: ServedTeachers, images: torch.Tensor) -> float:
     return time.perf_counter() - began - (client.worked - computed)
 
 
-def _asked(client: ServedTeachers, config: RunConfig, wanted: Wanted) -> int:
+def _asked(client: ServedTeachers, config: RunConfig, mode: Mode) -> int:
     """Bytes of one question about a batch to all teachers, there and back."""
     before = client.traffic.sent + client.traffic.received
     calls = client.traffic.calls
-    image = config.teachers[0].input
-    images = torch.rand(config.training.batch_size, image.channels, image.size, image.size)
-    question = Question(images, tuple(client.descriptions), wanted)
+    names, count = tuple(client.descriptions), config.training.batch_size
+    shape = client.descriptions[names[0]].shapes[mode.depth]
+    gates = {name: torch.rand(count, shape[0]) for name in names if mode.depth}
+    inputs = torch.rand(count, *shape)
+    question = Question(inputs, names, mode.wanted, mode.depth, gates)
     answers = client.forward(question).result()
-    if wanted.gradient:
+    if mode.wanted.gradient:
         client.pullback(question, answers).result()
     arrays = client.traffic.sent + client.traffic.received - before
     return arrays + (client.traffic.calls - calls) * _envelope(client, question)
@@ -98,14 +123,18 @@ def _envelope(client: ServedTeachers, question: Question) -> int:
     return int(serialize(call).total_bytes + serialize(reply).total_bytes)
 
 
-def _least(descriptions: dict[str, TeacherDescription], config: RunConfig, wanted: Wanted) -> int:
-    """Images once, and of every teacher logits, sums, the cotangents of both, one gradient."""
-    image, count = config.teachers[0].input, config.training.batch_size
-    pictures = 4 * count * image.channels * image.size**2
-    total = pictures
+def _least(descriptions: dict[str, TeacherDescription], config: RunConfig, mode: Mode) -> int:
+    """Images or features once, and of every teacher its gates, logits, embedding and sums, the
+    cotangents of what it answered, one gradient of the inputs and one of the gates."""
+    wanted, number = mode.wanted, 2 if mode.wire == "bf16" else 4
+    row = number * config.training.batch_size
+    shape = next(iter(descriptions.values())).shapes[mode.depth]
+    inputs, gates = row * math.prod(shape), row * shape[0] if mode.depth else 0
+    total = inputs
     for known in descriptions.values():
         channels = sum(layer.channels for layer in known.layers)
-        sums = 4 * (2 * channels + len(known.layers)) if wanted.sums else 0
-        answer = 4 * count * len(known.spec.labels) + sums
-        total += 2 * answer + pictures if wanted.gradient else answer
+        sums = 4 * (2 * channels + len(known.layers)) if wanted.sums else 0  # fp32 on any wire
+        embedding = (known.embedding or 0) if wanted.embedding else 0
+        answer = row * (len(known.spec.labels) + embedding) + sums
+        total += gates + (2 * answer + inputs + gates if wanted.gradient else answer)
     return total
