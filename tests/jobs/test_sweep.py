@@ -51,11 +51,10 @@ TRIALS = 3
 def swept(
     tiny: dict[str, Any], write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a sweep that is over."""
+    """The folder of a sweep that is over; it was killed when its pilots were, and went on."""
     folder = tmp_path_factory.mktemp("swept")
     write(folder, search=SEARCH, training=tiny["training"] | HALF)
-    ended = run("tune", "--config", folder / "run.yaml", "--output", folder / "out")
-    assert ended.code == 0, ended.err
+    _goes_on(folder, signal.SIGKILL, trials=2)
     return folder
 
 
@@ -68,21 +67,28 @@ def resumed(
     """The folder of a sweep that was stopped or killed after its first trial, and went on."""
     folder = tmp_path_factory.mktemp("resumed")
     write(folder, search=GRID)
-    arguments = ("tune", "--config", folder / "run.yaml", "--output", folder / "out", "--resume")
-    _stop_after_a_trial(folder, arguments, request.param)
-    before = _seconds(folder)
-    ended = run(*arguments)
-    assert ended.code == 0, ended.err
-    assert len(before) == 1 and _seconds(folder).items() >= before.items()
+    _goes_on(folder, request.param, trials=1)
     return folder
 
 
-def _stop_after_a_trial(
-    folder: Path, arguments: tuple[str | Path, ...], number: signal.Signals
+def _goes_on(folder: Path, number: signal.Signals, trials: int) -> None:
+    """Run the sweep, end it by a signal when so many trials are over, and run it to its end: those
+    trials are kept."""
+    arguments = ("tune", "--config", folder / "run.yaml", "--output", folder / "out", "--resume")
+    _stop_behind(folder, arguments, number, trials)
+    before = _seconds(folder)
+    ended = run(*arguments)
+    assert ended.code == 0, ended.err
+    assert len(before) == trials and _seconds(folder).items() >= before.items()
+
+
+def _stop_behind(
+    folder: Path, arguments: tuple[str | Path, ...], number: signal.Signals, trials: int
 ) -> None:
+    over = folder / "out" / "trials"
     with start(*map(str, arguments)) as process:
         try:
-            _wait_for(folder / "out" / "trials", "*/trial.json")
+            _wait(lambda: [*over.glob("*/trial.json")][trials - 1 :])
             process.send_signal(number)
             _, err = process.communicate(timeout=120)
         finally:
