@@ -20,6 +20,7 @@ from dfka_dist.teachers.interface import Question, TeacherOutput, Wanted
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 
+ROOT = Path(__file__).resolve().parents[2]
 ARMS = {
     "local, 1 thread, turns": {"seconds": 0.4},
     "served, 1 thread, at once": {"seconds": 0.3},
@@ -97,3 +98,8 @@ def test_every_measure_is_a_table_with_its_title() -> None:
 def test_the_measures_are_drawn(tmp_path: Path) -> None:
     whole.draw(MADE, tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    made = json.loads((ROOT / "jobs" / "figures" / "serving" / "benchmark.json").read_text())
+    assert whole.text(made).strip() in (ROOT / "README.md").read_text(encoding="utf-8")
