@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,9 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
         RunFailed: the run ended otherwise than well.
     """
     folder = place / "memory"
+    shutil.rmtree(
+        folder, ignore_errors=True
+    )  # an earlier run's steps would be taken for this one's
     sets = {
         "training.steps": STEPS,
         "training.rehearsal_steps": 0,
