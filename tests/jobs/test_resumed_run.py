@@ -54,6 +54,7 @@ def test_other_teachers_do_not_go_on_from_there(
     assert refusal.startswith("error: teachers.0.") and "when the run began" in refusal
 
 
+@pytest.mark.exhaustive
 def test_a_run_whose_checkpoints_are_all_broken_ends_with_code_3_and_leaves_them(
     finished: Finished, tmp_path: Path
 ) -> None:
