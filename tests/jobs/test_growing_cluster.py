@@ -128,7 +128,8 @@ def test_a_run_does_not_begin_anew_beside_checkpoints_that_its_workers_do_not_re
     said = (
         r"error: training\.checkpoint\.storage: .*/checkpoints holds checkpoints, and is a path on"
     )
-    assert ended.code == 3 and re.match(said, ended.err.splitlines()[-1]), ended.err
+    # The cluster may have grown before, and then it is seen before anything begins.
+    assert ended.code in (2, 3) and re.match(said, ended.err.splitlines()[-1]), ended.err
     assert list(folder.glob("checkpoints/checkpoint-*")) and not (folder / "result.json").exists()
 
 
