@@ -213,8 +213,8 @@ class TrainingSpec(Node):
     """Seconds without any worker, because there is no room or nodes are still to come, after which
     the run ends."""
     quiet_timeout: Seconds = 14_400.0
-    """Seconds with workers of which none comes to another step, after which the run ends: longer
-    than any save and the judging at the end take."""
+    """Seconds with workers of which none comes to another step, after which the run ends: more
+    than a save, or the judging at the end, should ever take."""
 
     @model_validator(mode="before")
     @classmethod

@@ -34,9 +34,8 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
         RunFailed: the run ended otherwise than well.
     """
     folder = place / "memory"
-    shutil.rmtree(
-        folder, ignore_errors=True
-    )  # an earlier run's steps would be taken for this one's
+    # Steps of an earlier run would be taken for this one's.
+    shutil.rmtree(folder, ignore_errors=True)
     sets = {
         "training.steps": STEPS,
         "training.rehearsal_steps": 0,
@@ -59,9 +58,8 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
         raise RunFailed(f"the run ended with exit code {process.returncode}: {place}/memory.log")
     first = next(held for step, held in looks if step >= FROM)
     # Behind the last step the target is finished, which takes room of its own.
-    last = [held for step, held in looks if FROM <= step < STEPS and held.keys() >= first.keys()][
-        -1
-    ]
+    before = [held for step, held in looks if FROM <= step < STEPS]
+    last = [held for held in before if held.keys() >= first.keys()][-1]
     found = {
         name: {"at 200": round(first[name]), "at 1000": round(last[name])}
         | {"growth": round(last[name] - first[name], 1)}
