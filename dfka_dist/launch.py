@@ -238,8 +238,8 @@ def _met(
 
 
 def _let_the_others_go() -> None:
-    """A collective in which others wait for this worker fails there, instead of lasting until
-    `training.timeout`."""
+    """A collective in which others wait for this worker fails there, as soon as nothing here holds
+    the group any more; DeepSpeed's engines may, and then the driver ends the others."""
     if torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
 

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 ALL_IN = 2.0
 """Seconds in which those that wait in one collective say so after the first."""
-PATIENCE = 45.0
-"""Seconds that all workers have to end when one has told why."""
+PATIENCE = 10.0
+"""Seconds that all workers have to end when one has told why; those that have not are killed."""
 REMINDING = 60.0
 """Seconds without any worker from one warning to the next."""
 QUIET = 900.0

@@ -35,24 +35,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--faults",
         choices=["some", "all"],
         default="some",
-        help="some: one case of every mechanism; all: every row of the tables",
+        help="some: one case of every mechanism, among all other tests; all: tests/cluster, whole, "
+        "and nothing else",
     )
-
     parser.addoption(
         "--faults-report",
         metavar="FILE",
         help="where tests/cluster leave what happened to each of their runs, as JSON",
     )
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run tests that are one more case of what another shows, too",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Nodes have copies of what DeepSpeed compiles, once others have had it compiled.
-    items.sort(key=lambda item: item.path.parent.name == "cluster")
+    items.sort(key=_of_the_cluster)
+    left = [item for item in items if not _is_wanted(item, config)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if _is_wanted(item, config)]
+
+
+def _is_wanted(item: pytest.Item, config: pytest.Config) -> bool:
     if config.getoption("--faults") == "all":
-        return
-    more = [item for item in items if item.get_closest_marker("exhaustive")]
-    config.hook.pytest_deselected(items=more)
-    items[:] = [item for item in items if item not in more]
+        return _of_the_cluster(item)
+    return config.getoption("--exhaustive") or not item.get_closest_marker("exhaustive")
+
+
+def _of_the_cluster(item: pytest.Item) -> bool:
+    return item.path.parent.name == "cluster"
 
 
 @pytest.fixture(autouse=True)

@@ -172,6 +172,7 @@ def halfway(two_workers: Launched, kept: FolderShelf, tmp_path: Path) -> FolderS
     return shelf
 
 
+@pytest.mark.exhaustive  # test_resizing and test_handover show its parts
 def test_one_worker_goes_on_from_a_checkpoint_of_two(
     two_workers: Launched, halfway: FolderShelf, tiny: Tiny, teachers: ServedTeachers
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_run_whose_results_find_no_room_leaves_none_and_can_go_on(
     assert {"result.json", "target_net", "report.html"} <= {p.name for p in place.iterdir()}
 
 
+@pytest.mark.exhaustive  # distributed/test_keeping_together shows a full disk of checkpoints
 def test_a_run_goes_on_while_the_disk_of_its_results_is_full(
     tiny: dict[str, Any], write: Callable[..., Path], tmp_path: Path, disk: Path
 ) -> None:
