@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfka_dist.benchmarks import networks
-from dfka_dist.benchmarks.serving import whole
+from dfka_dist.benchmarks.serving import steps, whole
 from dfka_dist.benchmarks.serving.traffic import Mode, _least
 from dfka_dist.config import PRESETS
 from dfka_dist.loading import load
@@ -72,6 +72,11 @@ def test_the_least_possible_bytes_are_those_of_pictures_answers_and_gradients() 
     channels, height, width = known["low_garments"].shapes[1]
     features, gates = 4 * 128 * channels * height * width, 4 * 128 * channels
     assert _least(known, config, Mode(asked, depth=1)) == 3 * features + 4 * gates + 4 * logits
+
+
+def test_a_step_takes_the_median_of_all_turns_and_every_start_its_own() -> None:
+    starts = [[{"seconds": 1.0}, {"seconds": 2.0}], [{"seconds": 4.0}, {"seconds": 4.0}]]
+    assert steps._over(starts) == {"seconds": 3.0, "least": 1.5, "most": 4.0}
 
 
 @pytest.fixture

@@ -25,12 +25,16 @@ the last is what a run does on two cores."""
 RESNET_BATCH = 32
 SECONDS = 6.0
 """Steps of a turn last about so long."""
+STARTS = 3
+"""How often every arm is started: a process computes a few percent faster or slower than the next
+from its start to its end, more than its turns differ."""
 
 PRECISIONS = ("fp32", "bf16")
 SEEDS = (0, 1, 2)
 
 Say = Callable[[str], None]
 Table = dict[str, Any]
+Turns = list[dict[str, float]]
 
 
 def configurations() -> dict[str, RunConfig]:
@@ -94,20 +98,33 @@ def _short(precision: str) -> tuple[str, ...]:
 
 
 def compared(arms: Sequence[Arm], repetitions: int, say: Say) -> Table:
-    """Median seconds of a step, and of waiting in it, of arms that take turns."""
-    told: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    """Median seconds of a step, and of waiting in it, of arms that take turns, over all starts; and
+    the least and the most that the median of one start was."""
+    starts = [_started(arms, -(-repetitions // STARTS), say) for _ in range(STARTS)]
+    return {arm.name: _over([told[arm.name] for told in starts]) for arm in arms}
+
+
+def _started(arms: Sequence[Arm], turns: int, say: Say) -> dict[str, Turns]:
+    """What arms tell of their turns, from one start of all to their end."""
+    told: dict[str, Turns] = {arm.name: [] for arm in arms}
     with ExitStack() as stack:
         for arm in arms:
             stack.enter_context(arm)
             say(f"{arm.name} is warm")
         counts = {a.name: max(1, round(SECONDS / a.steps(2)["seconds"])) for a in arms}
-        for _ in range(repetitions):
+        for _ in range(turns):
             for arm in arms:
                 told[arm.name].append(arm.steps(counts[arm.name]))
+    return told
+
+
+def _over(starts: Sequence[Turns]) -> Table:
+    """Of one arm."""
+    together = [turn for turns in starts for turn in turns]
+    medians = [statistics.median(turn["seconds"] for turn in turns) for turns in starts]
     return {
-        name: {key: round(statistics.median(each[key] for each in own), 5) for key in own[0]}
-        for name, own in told.items()
-    }
+        key: round(statistics.median(turn[key] for turn in together), 5) for key in together[0]
+    } | {"least": round(min(medians), 5), "most": round(max(medians), 5)}
 
 
 def _quiet(config: RunConfig) -> RunConfig:
