@@ -26,8 +26,8 @@ RESNET_BATCH = 32
 SECONDS = 6.0
 """Steps of a turn last about so long."""
 STARTS = 3
-"""How often every arm is started: a process computes a few percent faster or slower than the next
-from its start to its end, more than its turns differ."""
+"""How often every arm is started: a process may compute some percent faster or slower than the next
+from its start to its end."""
 
 PRECISIONS = ("fp32", "bf16")
 SEEDS = (0, 1, 2)
