@@ -26,8 +26,8 @@ RESNET_BATCH = 32
 SECONDS = 6.0
 """Steps of a turn last about so long."""
 STARTS = 3
-"""How often every arm is started: a process may compute some percent faster or slower than the next
-from its start to its end."""
+"""How often every arm is started, so that a measure lasts some minutes: a machine may be better to
+one of the arms in one minute than in the next."""
 
 PRECISIONS = ("fp32", "bf16")
 SEEDS = (0, 1, 2)
