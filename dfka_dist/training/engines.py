@@ -28,6 +28,8 @@ from dfka_dist.training.compiling import await_compilers
 from dfka_dist.training.shards import failing_late
 
 Optimizer = Literal["adam", "sgd"]
+BUCKET = 500_000_000
+"""Values, of DeepSpeed's own `reduce_bucket_size`."""
 HARMLESS = (LossScaler, ZeroStageEnum, fragment_address)
 """Classes of DeepSpeed's in its shards."""
 TAG = "engine"
@@ -73,10 +75,13 @@ class Engine:
             network.forward = autocast(network.forward)
         self.network = network
         await_compilers()
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        own = _configuration(micro_batch, zero_stage, rate, betas, optimizer)
+        own["zero_optimization"]["reduce_bucket_size"] = _bucket(trained)
         self._engine, *_ = deepspeed.initialize(
             model=network,
-            model_parameters=[p for p in network.parameters() if p.requires_grad],
-            config=merged(_configuration(micro_batch, zero_stage, rate, betas, optimizer), more),
+            model_parameters=trained,
+            config=merged(own, more),
             dist_init_required=not torch.distributed.is_initialized(),
         )
         share_timeout()
@@ -209,6 +214,16 @@ def _configuration(
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def _bucket(trained: Sequence[nn.Parameter]) -> int:
+    """Values of gradients that are averaged at once: all, or as many as DeepSpeed would by itself.
+
+    It takes memory for a whole bucket at every step, 2 GB by its own default, however small the
+    network is.
+    """
+    values = sum(getattr(each, "ds_numel", each.numel()) for each in trained)
+    return min(values, BUCKET)
 
 
 def merged(ours: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -270,6 +273,33 @@ def test_alternating_steps_of_all_engines_are_those_of_plain_torch(
     played: dict[str, Played], what: str
 ) -> None:
     assert played[what].error <= TOLERANCE
+
+
+# what it takes
+
+
+@contextmanager
+def no_more_memory_than(more: int) -> Iterator[None]:
+    """This process may take so many bytes of addresses beside those that it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_small_network_takes_little_memory_to_average_its_gradients(
+    process_group: None, zero_stage: int
+) -> None:
+    engine = Engine(
+        nn.Linear(3, 1), micro_batch=2, zero_stage=zero_stage, precision="fp32", rate=0.1
+    )
+    with no_more_memory_than(500 * 2**20):
+        output = engine(torch.ones(2, 3))
+        engine.step([output], [torch.ones_like(output)], 0.1)
+    engine.destroy()
 
 
 # what a user adds
