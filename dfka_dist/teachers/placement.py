@@ -102,8 +102,9 @@ def plan(
     _check_totals(config, server, worker, servers, nodes)
     bundles: list[Resources] = []
     seats: list[Seat] = []
-    for teacher, shards in cuts.items():
-        for replica in range(serving.replicas):
+    # Set by set, so that nodes hold all teachers where they have the room.
+    for replica in range(serving.replicas):
+        for teacher, shards in cuts.items():
             for spot in _placed(config, teacher, len(shards), server, seating):
                 for shard in spot.shards:
                     where = len(bundles), spot.node, spot.device(shard)

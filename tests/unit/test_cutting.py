@@ -231,7 +231,7 @@ def test_every_part_of_every_replica_has_exactly_one_seat(
         return
     seats = [(s.teacher, s.replica, part) for s in found.seats for part in s.stages]
     replicas = range(wanted.serving.replicas)
-    assert seats == [(t.name, r, p) for t in wanted.teachers for r in replicas for p in range(4)]
+    assert seats == [(t.name, r, p) for r in replicas for t in wanted.teachers for p in range(4)]
 
 
 @given(wanted=plans, nodes=clusters)

@@ -143,6 +143,16 @@ def test_servers_are_packed_onto_the_first_node_that_has_room() -> None:
     assert seats_by_node(found) == {"n0": 2}
 
 
+def test_a_node_holds_a_replica_of_every_teacher_where_it_has_the_room() -> None:
+    found = plan(
+        config(8, serving={"gpus": 1.0, "cpus": 1.0, "replicas": 4, "strategy": "pack"}),
+        nodes(*[16.0] * 8, gpus=8.0),
+    )
+    for node in ("n0", "n3"):
+        held = {seat.teacher for seat in found.seats if seat.node == node}
+        assert held == {f"t{index}" for index in range(8)}
+
+
 def test_servers_are_spread_over_the_emptiest_nodes() -> None:
     found = plan(config(serving={"cpus": 1.0, "strategy": "spread"}), nodes(3, 3))
     assert seats_by_node(found) == {"n0": 1, "n1": 1}
@@ -233,7 +243,7 @@ def test_the_plan_names_every_server_and_worker_in_a_line() -> None:
     training = {"workers": 2, "batch_size": 4}
     lines = plan(config(serving={"replicas": 2}, training=training), nodes(8)).lines()
     assert len(lines) == 1 + 4 + 2
-    assert lines[2] == "  server of t0, replica 1: 0.5 CPU on n0"
+    assert lines[2] == "  server of t1, replica 0: 0.5 CPU on n0"
 
 
 # the nodes of a file
