@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import ray
 from ray.util import metrics
 
-from dfka_dist.teachers.tally import EVERY, Tally
+from dfka_dist.teachers.tally import Tally
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Bounds of the histograms' buckets."""
@@ -112,16 +113,14 @@ class ClientMeters:
         self._waited = metrics.Counter(
             "dfka_client_wait_seconds", "How long a client stood still for its teachers.", ()
         )
-
-        self._tally, self._told = Tally(), 0.0
+        self._tally = Tally(ray.is_initialized)  # a client outlives Ray
 
     def outstanding(self, teacher: str, calls: int) -> None:
         """How many are out with all replicas of a teacher."""
         self._tally.set(self._in_flight, calls, teacher=teacher)
-        if time.monotonic() - self._told > EVERY:
-            self._told = time.monotonic()
-            self._tally.tell()
+        self._tally.tell_soon()
 
     def waited(self, seconds: float) -> None:
         """A client has stood still."""
         self._tally.count(self._waited, seconds)
+        self._tally.tell_soon()

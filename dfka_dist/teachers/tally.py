@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 Tags = dict[str, str]
@@ -19,13 +20,17 @@ class Tally:
     """What was counted, seen and set since it was told last; for several threads.
 
     Meters are Ray's: counters, histograms and gauges, which have `inc`, `observe` and `set`.
+
+    Args:
+        is_heard: whether anybody is there to be told; otherwise `tell_soon` tells nothing.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, is_heard: Callable[[], bool] = lambda: True) -> None:
+        self._lock, self._is_heard = threading.Lock(), is_heard
         self._counts: defaultdict[Key, float] = defaultdict(float)
         self._values: defaultdict[Key, list[float]] = defaultdict(list)
         self._states: dict[Key, float] = {}
+        self._is_due = False
 
     def count(self, counter: Any, amount: float, **tags: str) -> None:
         """So much more of something; nothing if that is nothing."""
@@ -56,6 +61,21 @@ class Tally:
                 histogram.observe(value, dict(tags))
         for (gauge, tags), state in states.items():
             gauge.set(state, dict(tags))
+
+    def tell_soon(self) -> None:
+        """Hand everything on in a moment: so the last is told, which nobody knows for the last."""
+        with self._lock:
+            was_due, self._is_due = self._is_due, True
+        if not was_due:
+            timer = threading.Timer(EVERY, self._tell_once)
+            timer.daemon = True
+            timer.start()
+
+    def _tell_once(self) -> None:
+        with self._lock:
+            self._is_due = False
+        if self._is_heard():
+            self.tell()
 
     def keep_telling(self) -> None:
         """Hand everything on every so often, in a thread that ends with the process."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
-from dfka_dist.teachers.tally import Tally
+from dfka_dist.teachers.tally import EVERY, Tally
 
 
 class Meter:
@@ -74,3 +75,23 @@ def test_nothing_that_several_threads_count_is_lost() -> None:
         tally.tell()
     tally.tell()
     assert sum(value for value, _ in meter.told) == 4000
+
+
+def test_the_last_is_told_although_nothing_comes_after_it() -> None:
+    tally, meter = Tally(), Meter()
+    for value in (1, 2, 0):
+        tally.set(meter, value)
+        tally.tell_soon()
+    latest = time.monotonic() + 5 * EVERY
+    while not meter.told and time.monotonic() < latest:
+        time.sleep(0.01)
+    assert meter.told == [(0, {})]
+
+
+def test_nothing_is_told_soon_where_nobody_is_there_any_more() -> None:
+    heard = threading.Event()
+    tally, meter = Tally(lambda: heard.set() or False), Meter()
+    tally.set(meter, 1)
+    tally.tell_soon()
+    assert heard.wait(5 * EVERY)
+    assert meter.told == []
