@@ -30,6 +30,16 @@ def is_gone(error: Exception) -> bool:
     return isinstance(cause, GONE)
 
 
+def reason(error: Exception) -> str:
+    """Why a server is gone, in one line of Ray's story: the last, or of one that took too much
+    memory the first."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if not lines:
+        return type(cause).__name__
+    return lines[0 if isinstance(cause, OutOfMemoryError) else -1]
+
+
 def failure(name: str, rows: int, error: Exception) -> str:
     """What a teacher's own code raised; and what to do where it will never have the memory."""
     cause = getattr(error, "cause", error)

@@ -24,6 +24,8 @@ class Replica:
     def __init__(self, shards: Shards, in_flight: int) -> None:
         self.shards = shards
         self.alive = True
+        self.reason = ""
+        """Why it does not live, one line."""
         self.pace = Pace()
         self._outstanding: dict[Reference, None] = {}
         self._in_flight = in_flight
@@ -50,6 +52,10 @@ class Replica:
             if not done:
                 raise GetTimeoutError
             self._forget(done)
+
+    def lost(self, reason: str) -> None:
+        """It is asked no more."""
+        self.alive, self.reason = False, reason
 
     def sent(self, reference: Reference) -> None:
         """A call went out."""
@@ -97,7 +103,11 @@ class Routing:
         """
         alive = self.alive(teacher)
         if not alive:
-            raise TeacherUnavailable(f"teacher {teacher} has no server left")
+            raise TeacherUnavailable(
+                f"teacher {teacher} has no server left: {self._replicas[teacher][-1].reason}; "
+                "serving.restarts and serving.replicas say how many there are, and what takes less "
+                "memory is training.micro_batch and serving.cache_megabytes"
+            )
         if kept in alive:
             return kept
         if len(alive) == 1:

@@ -240,7 +240,15 @@ class _Asked(Generic[Answer]):
         self._references: dict[str, list[Reference]] = {}
 
     def send(self, name: str) -> None:
-        replica = self._admitted(name)
+        """Ask a teacher, as soon as its replica may be asked."""
+        began = time.monotonic()
+        try:
+            replica = self._admitted(name)
+        finally:
+            self._client._has_waited(time.monotonic() - began)
+        self._send_to(replica, name)
+
+    def _send_to(self, replica: Replica, name: str) -> None:
         references = self._ask(name, replica.shards)
         replica.sent(references[-1])
         self._sent.replicas[name] = replica
@@ -249,19 +257,15 @@ class _Asked(Generic[Answer]):
 
     def _admitted(self, name: str) -> Replica:
         """The replica that is asked, as soon as it may be."""
-        began = time.monotonic()
-        try:
-            while True:
-                kept = self._sent.replicas.get(name)
-                replica = self._client._routing.pick(name, kept, self._kind)
-                try:
-                    replica.admit(self._client._timeout)
-                except GetTimeoutError:
-                    self._give_up(name, replica)
-                else:
-                    return replica
-        finally:
-            self._client._has_waited(time.monotonic() - began)
+        while True:
+            kept = self._sent.replicas.get(name)
+            replica = self._client._routing.pick(name, kept, self._kind)
+            try:
+                replica.admit(self._client._timeout)
+            except GetTimeoutError:
+                self._give_up(name, replica)
+            else:
+                return replica
 
     def result(self) -> dict[str, Answer]:
         """Per teacher, in the order asked.
@@ -284,13 +288,13 @@ class _Asked(Generic[Answer]):
                 said = ray.get(references, timeout=self._client._timeout if replica.alive else 0)
             except GetTimeoutError:
                 self._give_up(name, replica)
-                self.send(name)
+                self._send_to(self._admitted(name), name)
                 continue
             except (*answers.GONE, RayTaskError) as error:
                 if not answers.is_gone(error):
                     raise RunFailed(answers.failure(name, self._sent.rows, error)) from error
-                replica.alive = False
-                self.send(name)
+                self._lose(name, replica, answers.reason(error))
+                self._send_to(self._admitted(name), name)
                 continue
             seconds = sum(reply.seconds for reply in said)
             replica.received(references[-1], self._kind, self._sent.rows, seconds)
@@ -306,13 +310,19 @@ class _Asked(Generic[Answer]):
         """
         if self._client._routing.alive(name) == [replica]:
             raise self._late(name) from None
-        if replica.alive:
-            log.warning("%s; another of its servers is asked", self._late(name))
-        replica.alive = False
+        self._lose(name, replica, str(self._late(name)))
+
+    def _lose(self, name: str, replica: Replica, reason: str) -> None:
+        """Ask a replica no more; the others have more to do, and somebody is to know."""
+        if replica.alive and len(self._client._routing.alive(name)) > 1:
+            log.warning("a server of teacher %s is asked no more: %s", name, reason)
+        replica.lost(reason)
 
     def _late(self, name: str) -> TeacherUnavailable:
         waited = self._client._timeout
-        return TeacherUnavailable(f"teacher {name} did not answer within {waited:g} s")
+        return TeacherUnavailable(
+            f"teacher {name} did not answer within {waited:g} s (serving.timeout)"
+        )
 
 
 def _put(inputs: wire.Array) -> Reference:

@@ -66,7 +66,7 @@ def survived(request: pytest.FixtureRequest, mortal: TeacherPool, local: LocalTe
 @pytest.fixture(scope="module")
 def herd(specs: dict[str, TeacherSpec], make_pool: MakePool) -> Iterator[TeacherPool]:
     """A teacher with servers that are not started again; every test takes living ones."""
-    with make_pool([specs["first"]], replicas=4, restarts=0) as pool:
+    with make_pool([specs["first"]], replicas=5, restarts=0) as pool:
         yield pool
 
 
@@ -150,6 +150,18 @@ def test_questions_go_to_another_replica_when_one_is_gone_for_good(
     assert max(error(answered(client, asked).logits, expected) for _ in range(4)) <= TOLERANCE
 
 
+def test_a_replica_that_is_gone_for_good_is_told_of(
+    take: Take, local: LocalTeachers, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, servers = take(2)
+    ray.kill(servers[0], no_restart=True)
+    for _ in range(4):
+        answered(client, question(local, "first", 0))
+    (told,) = (record.message for record in caplog.records if "asked no more" in record.message)
+    assert told.startswith("a server of teacher first is asked no more: ")
+    assert "ray.kill" in told and "\n" not in told
+
+
 def test_a_pullback_goes_to_another_replica_when_its_own_is_gone_for_good(
     take: Take, local: LocalTeachers
 ) -> None:
@@ -200,7 +212,8 @@ def test_a_teacher_without_any_server_left_is_unavailable_soon(
     client, servers = take(1)
     ray.kill(servers[0], no_restart=True)
     began = time.monotonic()
-    with pytest.raises(TeacherUnavailable, match="teacher first has no server left"):
+    said = r"^teacher first has no server left: .*ray.kill.*serving.restarts[^\n]*$"
+    with pytest.raises(TeacherUnavailable, match=said):
         answered(client, question(local, "first", 0))
     assert time.monotonic() - began < SOON
 
