@@ -76,7 +76,7 @@ class MicroBatchedTeachers:
         parts = self._parts.pop(question.key, None)
         if parts is None:
             return self._teachers.pullback(question, cotangents)
-        own = {name: self._shares(each) for name, each in cotangents.items()}
+        own = {name: self._shares(each, len(parts)) for name, each in cotangents.items()}
         pending = [
             self._teachers.pullback(part, {name: shares[i] for name, shares in own.items()})
             for i, part in enumerate(parts)
@@ -105,7 +105,7 @@ class MicroBatchedTeachers:
             for i, part in enumerate(inputs)
         ]
 
-    def _shares(self, cotangents: TeacherOutput) -> list[TeacherOutput]:
+    def _shares(self, cotangents: TeacherOutput, parts: int) -> list[TeacherOutput]:
         """Each part's rows; a sum is one number of the whole batch, and so is its cotangent."""
         logits = _split(cotangents.logits, self._rows)
         embeddings = _split(cotangents.embedding, self._rows)
@@ -115,7 +115,7 @@ class MicroBatchedTeachers:
                 None if embeddings is None else embeddings[i],
                 cotangents.sums,
             )
-            for i in range(len(logits or embeddings or ()))
+            for i in range(parts)
         ]
 
 

@@ -120,6 +120,16 @@ def test_cotangents_of_logits_alone_are_enough(
     assert same(parts, whole)
 
 
+def test_cotangents_of_sums_alone_are_enough(
+    both: tuple[LocalTeachers, MicroBatchedTeachers], loaded: dict[str, Teacher]
+) -> None:
+    asked = question(loaded, 0)
+    answers, _ = (teachers.forward(asked).result() for teachers in both)
+    given = {n: TeacherOutput(None, sums=own.sums) for n, own in cotangents(answers).items()}
+    whole, parts = (teachers.pullback(asked, given).result() for teachers in both)
+    assert same(parts, whole)
+
+
 def test_a_question_that_was_dropped_keeps_nothing(loaded: dict[str, Teacher]) -> None:
     whole = LocalTeachers(loaded)
     parts = MicroBatchedTeachers(whole, 2)
