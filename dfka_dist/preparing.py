@@ -180,5 +180,5 @@ def teachers(
         yield SilentTeachers(config.teachers, ready.weights), lambda: 0.0
         return
     say(f"starting {len(placement.seats)} teacher servers")
-    with TeacherPool(config.teachers, ready.weights, placement, config.serving, name) as pool:
+    with TeacherPool(config.teachers, ready.weights, placement, config.served, name) as pool:
         yield pool.teachers, pool.cpu_seconds

@@ -54,6 +54,15 @@ class RunConfig(Node):
         return not alike and any(teacher.task == "single_label" for teacher in heard)
 
     @property
+    def served(self) -> ServingSpec:
+        """How the teachers are served: a question may be out in as many calls as
+        `training.micro_batch` makes of a batch, which hold no more than one would."""
+        training = self.training
+        share = training.batch_size // min(training.worker_range)
+        parts = -(-share // (training.micro_batch or share))
+        return self.serving.model_copy(update={"in_flight": self.serving.in_flight * parts})
+
+    @property
     def is_teacherless(self) -> bool:
         """Whether only an archive tells what the teachers said: none of them is there."""
         return self.lacks_weights and (self.training.images or "").startswith("archive:")

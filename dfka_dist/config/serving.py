@@ -64,6 +64,11 @@ class ServingSpec(Node):
     wait_for_nodes: bool = False
     """The cluster can grow: wait for nodes that are not there yet instead of refusing the plan."""
 
+    @property
+    def window(self) -> int:
+        """Questions that are asked ahead of need: as many as all replicas of a teacher may have."""
+        return self.in_flight * self.replicas
+
 
 class EvaluationSpec(Node):
     """Test data, for reporting only."""

@@ -113,6 +113,6 @@ def _given(workshop: Workshop, source: str) -> Given:
         workshop.streams,
         workshop.panel,
         workshop.columns,
-        config.serving.in_flight,
+        config.serving.window,
         workshop.device,
     )

@@ -85,7 +85,7 @@ class Joint:
     def rehearse(self, phase: Phase) -> Iterator[tuple[int, DualState]]:
         """The dual generator alone, on images of the generator's whole way as far as they are
         remembered; gives it as `synthesize` does."""
-        training, window = self._training, self._workshop.config.serving.in_flight
+        training, window = self._training, self._workshop.config.serving.window
         steps = training.rehearsal_steps
         batches = rehearsed(self._rehearsal, "rehearsal", phase.left, window)
         for step, batch in zip(phase.steps(), batches, strict=False):

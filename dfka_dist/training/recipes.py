@@ -111,7 +111,7 @@ class Recipe:
 
     def _synthesized(self, generator: Engine, memory: SampleMemory) -> Synthesized:
         workshop = self._workshop
-        window = self._config.serving.in_flight
+        window = self._config.serving.window
         return Synthesized(
             generator_network(generator),
             workshop.draws,

@@ -805,6 +805,27 @@ def test_a_batch_size_that_is_not_given_has_equal_parts(workers: int, size: int)
     assert parse(valid() | {"training": {"workers": workers}}).training.batch_size == size
 
 
+@pytest.mark.parametrize(
+    ("assignments", "calls"),
+    [
+        ([], 3),
+        (["training.micro_batch=6"], 3),
+        (["training.micro_batch=4"], 6),
+        (["training.micro_batch=1", "training.workers={min: 1, max: 2}"], 36),
+    ],
+)
+def test_a_question_may_be_out_in_as_many_calls_as_a_workers_batch_has_parts(
+    tmp_path: Path, assignments: list[str], calls: int
+) -> None:
+    found = loaded(tmp_path, "serving.in_flight=3", *assignments)
+    assert found.served.in_flight == calls
+    assert found.serving.window == 3
+
+
+def test_every_replica_may_have_as_many_questions(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "serving.in_flight=3", "serving.replicas=2").serving.window == 6
+
+
 def test_single_label_teachers_of_the_same_labels_share_all_images() -> None:
     tree = at_home()
     tree["teachers"][1]["labels"] = ["b", "a"]
