@@ -108,11 +108,17 @@ class Panel:
             _in_turn([i for i, label in enumerate(labels) if label in own], wanted) for own in known
         ]
 
-    def about_images(self, images: Tensor, homes: Tensor, wanted: Wanted) -> list[Asked]:
-        """Ask about images (N, C, H, W) with their homes (N,)."""
+    def about_images(
+        self, images: Tensor, homes: Tensor, wanted: Wanted, names: Iterable[str] | None = None
+    ) -> list[Asked]:
+        """Ask about images (N, C, H, W) with their homes (N,).
+
+        Args:
+            names: who is asked; None for all.
+        """
         return [
-            self._ask(Question(taken(images, rows), names, wanted, precision=self._precision), rows)
-            for names, rows in self._concerned(self.voices, homes)
+            self._ask(Question(taken(images, rows), own, wanted, precision=self._precision), rows)
+            for own, rows in self._concerned(self.voices if names is None else names, homes)
         ]
 
     def about_features(
@@ -142,9 +148,15 @@ class Panel:
                 asked.append(self._ask(question, rows))
         return asked
 
-    def labelled(self, images: Tensor, homes: Tensor) -> Pending[Labelled]:
-        """Ask what every teacher says of images, to learn from it."""
-        return _Labelling(self, images, homes)
+    def labelled(
+        self, images: Tensor, homes: Tensor, names: Iterable[str] | None = None
+    ) -> Pending[Labelled]:
+        """Ask what every teacher says of images, to learn from it.
+
+        Args:
+            names: who is asked; None for all. The others say zeros.
+        """
+        return _Labelling(self, images, homes, names)
 
     def _concerned(
         self, names: Iterable[str], homes: Tensor
@@ -163,9 +175,11 @@ class Panel:
 class _Labelling:
     """Images whose labels are on their way."""
 
-    def __init__(self, panel: Panel, images: Tensor, homes: Tensor) -> None:
-        self._names, self._images, self._homes = list(panel.voices), images, homes
-        self._asked = panel.about_images(images, homes, Wanted())
+    def __init__(
+        self, panel: Panel, images: Tensor, homes: Tensor, names: Iterable[str] | None
+    ) -> None:
+        self._voices, self._images, self._homes = panel.voices, images, homes
+        self._asked = panel.about_images(images, homes, Wanted(), names)
 
     def result(self) -> Labelled:
         """Wait for all teachers."""
@@ -175,7 +189,15 @@ class _Labelling:
             for rows, own in answers
             for name, answer in own.items()
         }
-        return Labelled(self._images, {n: logits[n] for n in self._names}, self._homes)
+        said = {
+            name: logits[name] if name in logits else self._nothing(voice)
+            for name, voice in self._voices.items()
+        }
+        return Labelled(self._images, said, self._homes)
+
+    def _nothing(self, voice: Voice) -> Tensor:
+        labels = voice.description.spec.labels
+        return self._images.new_zeros(len(self._images), len(labels))
 
 
 class Cotangents:

@@ -31,6 +31,7 @@ class Rehearsal:
     Args:
         move: see `moved`.
         mix: share of images that are mixed with another.
+        names: teachers that are asked; None for all.
     """
 
     memory: SampleMemory
@@ -38,6 +39,7 @@ class Rehearsal:
     streams: Streams
     move: float
     mix: float
+    names: Sequence[str] | None = None
 
     def ask(self, streams: Sequence[str], step: int, stride: int = 1) -> Pending[list[Labelled]]:
         """A batch for each stream, a function of stream and step alone, all asked about at once;
@@ -56,7 +58,7 @@ class Rehearsal:
             for turn, (s, part) in enumerate(zip(streams, drawn, strict=True))
         ]
         homes = torch.cat([part.homes for part in drawn])
-        pending = self.panel.labelled(torch.cat(images), homes)
+        pending = self.panel.labelled(torch.cat(images), homes, self.names)
         return _Asked(pending, [len(part) for part in images])
 
     def _altered(self, images: Tensor, stream: str, step: int, turn: int, stride: int) -> Tensor:

@@ -98,8 +98,11 @@ class Workshop:
 
     def rehearsal(self, memory: SampleMemory) -> Rehearsal:
         """Of a memory's images."""
-        training = self.config.training
-        return Rehearsal(memory, self.panel, self.streams, training.move, training.mix)
+        training, weights = self.config.training, self.config.losses
+        counting = [name for name in self.panel.voices if weights.lambda_of(name)]
+        return Rehearsal(
+            memory, self.panel, self.streams, training.move, training.mix, counting or None
+        )
 
     def new_generator(self) -> GroupStackGenerator:
         """With random weights, and the shapes of the largest teacher's block features."""

@@ -53,6 +53,7 @@ def make_rehearsal(
         move: float = 0.15,
         mix: float = 0.75,
         task: Task = "multi_label",
+        names: list[str] | None = None,
     ) -> Rehearsal:
         teachers = make_teachers(task)
         config = make_config([known.spec for known in teachers.descriptions.values()])
@@ -63,7 +64,7 @@ def make_rehearsal(
             images = STREAMS.uniform("images", step, columns, 256).half().float()
             own = {name: torch.full((len(columns), 3), float(step)) for name in panel.voices}
             memory.add(Labelled(images.reshape(-1, 1, 16, 16), own, panel.homes))
-        return Rehearsal(memory, panel, STREAMS, move, mix)
+        return Rehearsal(memory, panel, STREAMS, move, mix, names)
 
     return make
 
@@ -89,6 +90,16 @@ def test_the_teachers_say_what_an_altered_image_is(
     answers = teachers.forward(Question(batch.images, ("one", "two"))).result()
     for name, answer in answers.items():
         torch.testing.assert_close(batch.logits[name], answer.logits)
+
+
+def test_a_teacher_that_is_not_to_be_asked_says_zeros_and_the_other_the_same(
+    make_rehearsal: MakeRehearsal,
+) -> None:
+    (whole,) = make_rehearsal().ask(["x"], 0).result()
+    (batch,) = make_rehearsal(names=["two"]).ask(["x"], 0).result()
+    assert list(batch.logits) == list(whole.logits)
+    assert torch.equal(batch.logits["one"], torch.zeros_like(whole.logits["one"]))
+    torch.testing.assert_close(batch.logits["two"], whole.logits["two"])
 
 
 def test_there_is_a_batch_for_every_stream(make_rehearsal: MakeRehearsal) -> None:
