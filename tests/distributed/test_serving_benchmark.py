@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfka_dist.benchmarks import networks
-from dfka_dist.benchmarks.serving import steps, whole
+from dfka_dist.benchmarks.serving import memory, steps, whole
 from dfka_dist.benchmarks.serving.traffic import Mode, _least
 from dfka_dist.config import PRESETS
 from dfka_dist.loading import load
@@ -29,9 +29,13 @@ MADE: dict[str, Any] = {
     "steps": {"digits": {**ARMS, "served / local": 0.75}},
     "precision": {"fp32": {"seconds": 2.0}, "bf16": {"seconds": 1.0}, "bf16 / fp32": 0.5},
     "server": {"raw, forward": 100.0, "server / raw, forward": 0.97},
-    "bytes": {"labels alone": {"bytes": 11, "least": 10, "ratio": 1.1}},
+    "bytes": {"labels alone": {"bytes": 11, "least": 10, "ratio": 1.1, "summed": 1.1}},
     "beyond compute": {"2.0 MB": 5.0},
-    "teachers": {"M = 1": 0.2, "M = 8": 0.21, "M = 8 / M = 1": 1.05},
+    "teachers": {
+        "M = 1": {"seconds": 0.2, "model": 0.2},
+        "M = 8": {"seconds": 0.21, "model": 0.2},
+        "M = 8 / M = 1": 1.05,
+    },
     "utilisation": [{"teachers": 8, "clients": 4, "utilisation": 0.93}],
     "memory": {"server": {"at 200": 300, "at 1000": 301, "growth": 1.0}},
     "scores": {"fp32": [0.9, 0.91], "bf16": [0.9, 0.92], "bf16 - fp32, mean": 0.005},
@@ -68,6 +72,7 @@ def test_the_least_possible_bytes_are_those_of_pictures_answers_and_gradients() 
     assert _least(known, config, Mode()) == pictures + 2 * logits
     asked = Wanted(gradient=True)
     assert _least(known, config, Mode(asked)) == 3 * pictures + 4 * logits
+    assert _least(known, config, Mode(asked), gradients=1) == 2 * pictures + 4 * logits
     assert _least(known, config, Mode(asked, wire="bf16")) == (3 * pictures + 4 * logits) / 2
     channels, height, width = known["low_garments"].shapes[1]
     features, gates = 4 * 128 * channels * height * width, 4 * 128 * channels
@@ -77,6 +82,28 @@ def test_the_least_possible_bytes_are_those_of_pictures_answers_and_gradients() 
 def test_a_step_takes_the_median_of_all_turns_and_every_start_its_own() -> None:
     starts = [[{"seconds": 1.0}, {"seconds": 2.0}], [{"seconds": 4.0}, {"seconds": 4.0}]]
     assert steps._over(starts) == {"seconds": 3.0, "least": 1.5, "most": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["ray::TeacherServer.forward"], "server"),
+        (["ray::IDLE"], "IDLE"),
+        (["/x/ray/core/raylet/raylet", "--python=amalgamate.py"], "object store"),
+        (["/x/gcs_server", "--log"], "gcs_server"),
+        (["/x/python", "-u", "/x/ray/dashboard/agent.py", "--node"], "agent"),
+        (["/x/python", "/y/jobs/amalgamate.py", "--config", "z"], "driver"),
+    ],
+)
+def test_every_process_is_known_by_what_it_is(command: list[str], name: str) -> None:
+    assert memory.kind(command) == name
+
+
+def test_of_every_process_the_growth_is_told() -> None:
+    first = {7: ("server", 10.0), 3: ("server", 20.0), 5: ("IDLE", 1.0)}
+    last = {7: ("server", 12.0), 3: ("server", 20.5), 9: ("IDLE", 4.0)}
+    found = memory.grown([first, {}, last])
+    assert {name: own["growth"] for name, own in found.items()} == {"server": 0.5, "server 7": 2.0}
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from dfka_dist import clusters
 
 Way = Literal["local", "served"]
@@ -36,8 +38,8 @@ class Arm:
 
     def __init__(self, config: Path, way: Way, threads: int, order: Order) -> None:
         self.name = f"{way}, {threads} {'thread' if threads == 1 else 'threads'}, {order}"
-        # Where servers compute on the other core, a run's workers do not spin while they wait.
-        self._own = clusters.WORKERS if way == "served" else {}
+        # Where something computes beside, a run's workers do not spin while they wait.
+        self._own = clusters.WORKERS if way == "served" or order == "at once" else {}
         self._command = [sys.executable, "-m", __name__, str(config), way, str(threads), order]
 
     def __enter__(self) -> Arm:
@@ -82,6 +84,7 @@ def main() -> None:
     config, way, threads, order = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     with _joint(config, way, threads, order) as (joint, teachers):
         done = 0
+        _be_as_nice_as_a_worker()
         for line in sys.stdin:
             waited, beside = teachers.waited, teachers.waited_beside
             began = time.perf_counter()
@@ -128,7 +131,6 @@ def _joint(path: Path, way: str, threads: int, order: str) -> Iterator[Any]:
             teachers = LocalTeachers(load_teachers(specs, weights))
         else:
             teachers = stack.enter_context(_served(config, weights))
-            os.nice(int(clusters.PRIVATE["RAY_worker_niceness"]))  # as a worker of a run is
         workshop = Workshop(config, teachers, lambda _: None, torch.device("cpu"))
         target = workshop.new_target(workshop.branching.design())
         memory = workshop.new_memory()
@@ -146,9 +148,18 @@ def _served(config: Any, weights: Any) -> Iterator[Any]:
     placement = plan(config, clusters.this_machine(config))
     with (
         clusters.connected(None, placement),
-        TeacherPool(config.teachers, weights, placement, config.serving, "arm") as pool,
+        TeacherPool(config.teachers, weights, placement, config.served, "arm") as pool,
     ):
         yield pool.teachers
+
+
+def _be_as_nice_as_a_worker() -> None:
+    """As the worker of a run, whatever its way: all threads that there are, Ray's too, as far as
+    they are not nicer already. Not before Ray is there, whose workers would add their own."""
+    wanted = int(clusters.PRIVATE["RAY_worker_niceness"])
+    for thread in psutil.Process().threads():
+        behind = os.getpriority(os.PRIO_PROCESS, thread.id)
+        os.setpriority(os.PRIO_PROCESS, thread.id, min(19, behind + wanted))
 
 
 if __name__ == "__main__":

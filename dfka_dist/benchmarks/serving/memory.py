@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ EVERY = 2.0
 """Seconds between two looks."""
 NAMES = {"TeacherServer": "server", "TrainWorker": "trainer", "amalgamate.py": "driver"}
 """Processes by what stands in their command line: Ray writes there what an actor is."""
+STORE = "object store"
 
 Table = dict[str, Any]
+Held = dict[int, tuple[str, float]]
+"""By process what it is, and megabytes."""
 
 
 def growth(place: Path, say: Callable[[str], None]) -> Table:
     """Megabytes that each process of a run of 1,000 joint steps holds of its own at steps 200 and
-    1,000, and the difference; the memory of images is full before.
+    1,000, and the difference, of all that are there at both; the memory of images is full before.
 
     Raises:
         RunFailed: the run ended otherwise than well.
@@ -48,7 +51,7 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
     arguments = [a for key, value in sets.items() for a in ("--set", f"{key}={value}")]
     command = [sys.executable, JOB, "--config", PRESETS / "digits.yaml", *arguments]
     command += ["--overwrite", "--output", folder]
-    looks: list[tuple[int, dict[str, float]]] = []
+    looks: list[tuple[int, Held]] = []
     with (place / "memory.log").open("w") as log:
         process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log)
         while process.poll() is None:
@@ -56,17 +59,24 @@ def growth(place: Path, say: Callable[[str], None]) -> Table:
             time.sleep(EVERY)
     if process.returncode:
         raise RunFailed(f"the run ended with exit code {process.returncode}: {place}/memory.log")
-    first = next(held for step, held in looks if step >= FROM)
     # Behind the last step the target is finished, which takes room of its own.
-    before = [held for step, held in looks if FROM <= step < STEPS]
-    last = [held for held in before if held.keys() >= first.keys()][-1]
-    found = {
-        name: {"at 200": round(first[name]), "at 1000": round(last[name])}
-        | {"growth": round(last[name] - first[name], 1)}
-        for name in sorted(first)
-    }
+    found = grown([held for step, held in looks if FROM <= step < STEPS])
     for name, own in found.items():
         say(f"{name}: {own['growth']} MB more")
+    return found
+
+
+def grown(looks: Sequence[Held]) -> Table:
+    """The first look beside the last, process by process."""
+    first, last = looks[0], looks[-1]
+    found: Table = {}
+    for pid in sorted(first.keys() & last.keys(), key=lambda pid: (first[pid][0], pid)):
+        (name, before), (_, after) = first[pid], last[pid]
+        found[name if name not in found else f"{name} {pid}"] = {
+            "at 200": round(before),
+            "at 1000": round(after),
+            "growth": round(after - before, 1),
+        }
     return found
 
 
@@ -78,20 +88,34 @@ def _step(folder: Path) -> int:
     return int(json.loads(lines[-1])["global_step"]) if lines else 0
 
 
-def _held(pid: int) -> dict[str, float]:
-    """Megabytes that only the process itself holds, by what it is; and what was ever used of Ray's
-    object store, which is the raylet's."""
-    found: dict[str, float] = {}
+def _held(pid: int) -> Held:
+    """Megabytes that only the process itself holds, of all; of the raylet all that it holds, for
+    what was ever used of Ray's object store is in it."""
+    found: Held = {}
     try:
         root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            command = " ".join(process.cmdline())
-            if command.partition(" ")[0].endswith("/raylet"):
-                found["object store"] = process.memory_info().rss / 2**20
-            name = next((short for long, short in NAMES.items() if long in command), None)
-            if name is not None:
-                key = name if name not in found else f"{name} {process.pid}"
-                found[key] = process.memory_full_info().uss / 2**20
-    except psutil.Error:
-        return found  # one ended meanwhile
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return found  # it ended meanwhile
+    for process in family:
+        try:
+            name = kind(process.cmdline())
+            held = process.memory_info().rss if name == STORE else process.memory_full_info().uss
+        except psutil.Error:
+            continue  # it ended meanwhile
+        found[process.pid] = name, held / 2**20
     return found
+
+
+def kind(command: Sequence[str]) -> str:
+    """What a process is, by its command line; of Ray's own the name of its program."""
+    line = " ".join(command)
+    if command and command[0].endswith("/raylet"):
+        return STORE
+    for part, name in NAMES.items():
+        if part in line:
+            return name
+    if line.startswith("ray::"):
+        return line.removeprefix("ray::").split()[0].partition(".")[0]
+    programs = [Path(word).stem for word in command if word.endswith(".py")]
+    return programs[0] if programs else Path(command[0]).name if command else "ended"

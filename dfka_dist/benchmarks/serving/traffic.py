@@ -52,8 +52,9 @@ def bytes_on_the_wire(say: Callable[[str], None]) -> Table:
     """Of the first two kinds of question, which a joint step asks, and of others, on the fashion
     preset.
 
-    What is counted is what Ray makes of everything that travels between trainer and servers, its
-    envelopes included.
+    What is counted are the arrays that travel between trainer and servers, and what Ray makes of a
+    call and of its reply around them; not its own descriptions of tasks and arrays. `summed` is
+    the ratio to what would be least if the teachers' gradients were one by the time they travel.
     """
     config = load(PRESETS / "fashion.yaml", [])
     specs = [spec.model_copy(update={"weights": None}) for spec in config.teachers]
@@ -65,7 +66,13 @@ def bytes_on_the_wire(say: Callable[[str], None]) -> Table:
             )
             sent = _asked(client, config, mode)
             least = _least(client.descriptions, config, mode)
-            found[name] = {"bytes": sent, "least": least, "ratio": round(sent / least, 4)}
+            summed = _least(client.descriptions, config, mode, gradients=1)
+            found[name] = {
+                "bytes": sent,
+                "least": least,
+                "ratio": round(sent / least, 4),
+                "summed": round(sent / summed, 4),
+            }
             say(f"{name}: {found[name]['ratio']} of the least possible bytes")
     return found
 
@@ -123,18 +130,28 @@ def _envelope(client: ServedTeachers, question: Question) -> int:
     return int(serialize(call).total_bytes + serialize(reply).total_bytes)
 
 
-def _least(descriptions: dict[str, TeacherDescription], config: RunConfig, mode: Mode) -> int:
+def _least(
+    descriptions: dict[str, TeacherDescription],
+    config: RunConfig,
+    mode: Mode,
+    gradients: int | None = None,
+) -> int:
     """Images or features once, and of every teacher its gates, logits, embedding and sums, the
-    cotangents of what it answered, one gradient of the inputs and one of the gates."""
+    cotangents of what it answered, one gradient of the inputs and one of the gates.
+
+    Args:
+        gradients: of the inputs; None for one of every teacher.
+    """
     wanted, number = mode.wanted, 2 if mode.wire == "bf16" else 4
     row = number * config.training.batch_size
     shape = next(iter(descriptions.values())).shapes[mode.depth]
     inputs, gates = row * math.prod(shape), row * shape[0] if mode.depth else 0
-    total = inputs
+    back = len(descriptions) if gradients is None else gradients
+    total = inputs + (back * inputs if wanted.gradient else 0)
     for known in descriptions.values():
         channels = sum(layer.channels for layer in known.layers)
         sums = 4 * (2 * channels + len(known.layers)) if wanted.sums else 0  # fp32 on any wire
         embedding = (known.embedding or 0) if wanted.embedding else 0
         answer = row * (len(known.spec.labels) + embedding) + sums
-        total += gates + (2 * answer + inputs + gates if wanted.gradient else answer)
+        total += gates + (2 * answer + gates if wanted.gradient else answer)
     return total

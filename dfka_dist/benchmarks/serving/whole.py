@@ -80,7 +80,10 @@ def draw(made: Table, path: Path) -> None:
     left.set(ylabel="seconds of a step / the best")
     left.legend(frameon=False, fontsize=8)
     many = {k.removeprefix("M = "): v for k, v in made["teachers"].items() if "/" not in k}
-    right.plot(list(many), list(many.values()), marker="o", color="#1f6f8b")
+    for kind, style in (("seconds", "-"), ("model", ":")):
+        taken = [step[kind] for step in many.values()]
+        right.plot(list(many), taken, style, marker="o", color="#1f6f8b", label=kind)
+    right.legend(frameon=False, fontsize=8)
     right.set(xlabel="teachers of 100 + 100 ms", ylabel="seconds of a step", ylim=(0, None))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
