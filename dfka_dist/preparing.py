@@ -28,6 +28,8 @@ from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
 from dfka_dist.training.memory import image_bytes
 
+_SAME = "a target of the same teachers, labels, backbone and branches"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -127,10 +129,12 @@ def _start(place: str, design: Architecture) -> dict[str, Tensor]:
             place, [b.teacher.source.partition(":")[0] for b in design.branches]
         )
     except InputError as error:
-        raise InputError("target.start", error.what, error.remedy) from None
+        # What makes this run's own teachers is imported anyway; nothing else can be right here.
+        remedy = _SAME if error.key == "allow_code" else error.remedy
+        raise InputError("target.start", error.what, remedy) from None
     if target.design.model_copy(update={"dfka_dist": design.dfka_dist}) != design:
         what = f"{place} is another target than this run makes"
-        raise InputError("target.start", what, "the same teachers, labels, backbone and branches")
+        raise InputError("target.start", what, _SAME)
     return target.state_dict()
 
 

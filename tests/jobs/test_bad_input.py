@@ -487,6 +487,18 @@ def test_a_target_that_needs_code_of_somebody(not_scored: Refused, broken: Path)
     assert line.endswith(" needs code from their_tails (--allow-code their_tails)")
 
 
+def test_a_target_to_go_on_with_that_needs_code_of_somebody(
+    refused: Refused, broken: Path, tiny: dict[str, Any], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = broken / "config.json"
+    path.write_text(path.read_text().replace("builtin:convnet", "their_tails:network"))
+    training = tiny["training"] | {"recipe": "distill", "images": "noise"}
+    target = tiny["target"] | {"start": str(broken)}
+    line = refused(config=write(tmp_path, training=training, target=target))
+    said = f"error: target.start: {broken} needs code from their_tails"
+    assert line == f"{said} (a target of the same teachers, labels, backbone and branches)"
+
+
 def test_nothing_to_score_on(
     not_scored: Refused, saved: Path, write: Callable[..., Path], tmp_path: Path
 ) -> None:
