@@ -299,6 +299,15 @@ def test_value_out_of_range_is_refused_by_its_key(
     assert refusal(tmp_path, assignment).key == key
 
 
+def test_a_mistyped_label_is_refused_in_a_short_line_by_the_nearest_of_a_thousand() -> None:
+    tree = valid()
+    tree["teachers"][0]["labels"] = [*(f"kind {index}" for index in range(999)), "crane"]
+    tree["target"]["labels"] = ["krane"]
+    error = _only_refusal(tree)
+    assert error.remedy.startswith("some of crane, kind 0, ")
+    assert len(str(error)) < 300
+
+
 @pytest.mark.parametrize("name", ["train", "training", "half", "values", "to", "T_destination"])
 def test_a_teacher_is_not_called_as_something_that_torchs_modules_have(
     tmp_path: Path, name: str
