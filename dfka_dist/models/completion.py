@@ -16,7 +16,7 @@ from typing import Any
 
 from dfka_dist.errors import InputError
 from dfka_dist.loading import located
-from dfka_dist.models.huggingface import IGNORED, check_architecture, downloaded
+from dfka_dist.models.huggingface import HUB_ID, IGNORED, check_architecture, downloaded
 
 Tree = dict[str, Any]
 
@@ -34,7 +34,6 @@ _TASKS = {
     "multi_label_classification": "multi_label",
 }
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PREPROCESSOR = "preprocessor_config.json"
 _DESCRIPTION = ("config.json", _PREPROCESSOR)
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
@@ -100,7 +99,7 @@ def _found(name: str, folder: Path, key: str, *, weights: bool) -> tuple[Path, s
     place = Path(str(located(name, folder)))
     if place.is_dir():
         return place, f"hf:{place}"
-    if place.exists() or not _HUB_ID.fullmatch(name):
+    if place.exists() or not HUB_ID.fullmatch(name):
         what = "is no folder" if place.exists() else "does not exist"
         raise InputError(key, f"{place} {what}", "a folder with config.json, or a hub id")
     fetched = downloaded(name, key, [*_DESCRIPTION, *(_SAFETENSORS if weights else ())])

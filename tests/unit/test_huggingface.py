@@ -29,7 +29,7 @@ from dfka_dist.errors import InputError
 from dfka_dist.loading import dump, load
 from dfka_dist.models.completion import complete
 from dfka_dist.models.sources import build, load_state, read_weights
-from dfka_dist.models.target import Architecture, BranchPoint, TargetNet, version
+from dfka_dist.models.target import Architecture, BranchPoint, TargetNet, remembered, version
 from dfka_dist.teachers.interface import Wanted
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -750,6 +750,49 @@ def test_a_saved_target_needs_no_file_of_its_hugging_face_teacher(
     assert torch.equal(again.predict(pictures()), target.predict(pictures()))
 
 
+def test_a_target_says_of_a_folder_its_name_and_not_where_it_lies(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    one, two = (shutil.copytree(saved["resnet"], tmp_path / f / "pets") for f in ("one", "two"))
+    target = target_of(loaded(completed(one)))
+    target.save_pretrained(tmp_path / "target")
+    written = (tmp_path / "target" / "config.json").read_text()
+    assert '"source": "hf:pets"' in written and str(tmp_path) not in written
+    assert target_of(loaded(completed(two))).design == target.design
+
+
+def test_a_target_that_was_saved_with_the_place_of_a_folder_is_the_same(
+    teachers: dict[str, Teacher], tmp_path: Path
+) -> None:
+    target = target_of(teachers["resnet"])
+    target.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"hf:resnet"', '"hf:/home/somebody/resnet"'))
+    again = TargetNet.from_pretrained(tmp_path)
+    assert "somebody" in path.read_text() and again.design == target.design
+    assert torch.equal(again.predict(pictures()), target.predict(pictures()))
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("hf:/a/b c/pets", "hf:pets"),
+        ("hf:../pets", "hf:pets"),
+        ("hf:~/pets", "hf:pets"),
+        ("hf:pets", "hf:pets"),
+        ("hf:someone/pets", "hf:someone/pets"),
+        ("own.pets:network", "own.pets:network"),
+    ],
+)
+def test_a_target_knows_a_teacher_by_what_is_the_same_on_every_machine(
+    teachers: dict[str, Teacher], source: str, kept: str
+) -> None:
+    spec = teachers["resnet"].description.spec.model_copy(update={"source": source})
+    once = remembered(spec)
+    assert (once.source, once.weights) == (kept, None)
+    assert remembered(once) == once
+
+
 def test_a_saved_target_that_needs_code_of_its_own_is_refused(
     teachers: dict[str, Teacher], tmp_path: Path
 ) -> None:
@@ -766,7 +809,7 @@ def target_of(teacher: Teacher) -> TargetNet:
     description = teacher.description
     spec = description.spec
     branch = BranchPoint(
-        teacher=spec.model_copy(update={"weights": None}),
+        teacher=spec,
         depth=2,
         entry=2,
         shape=description.shapes[2],
