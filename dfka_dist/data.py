@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfka_dist.config import EvaluationSpec
-from dfka_dist.errors import InputError
+from dfka_dist.errors import InputError, some
 
 Split = Literal["train", "test"]
 Bytes = npt.NDArray[np.uint8]
@@ -98,8 +98,8 @@ def load_evaluation(name: str, spec: EvaluationSpec, known: Sequence[str]) -> La
     if next(data.examples(), None) is None:
         raise _source_error(name, f"{place} holds no example", "at least one labelled image")
     if not any(label in known for label in data.labels):
-        what = f"no teacher knows any of {_some(data.labels)}"
-        raise _labels_error(name, what, f"names in the data's order, such as {_some(known)}")
+        what = f"no teacher knows any of {some(data.labels)}"
+        raise _labels_error(name, what, f"names in the data's order, such as {some(known)}")
     return data
 
 
@@ -322,7 +322,7 @@ def _class_index(name: str, values: list[Any], given: list[str] | None) -> dict[
         names = sorted(found) if given is None else given
         unnamed = sorted(found - set(names))
         if unnamed:
-            raise _labels_error(name, f"the data also hold {_some(unnamed)}", "every label")
+            raise _labels_error(name, f"the data also hold {some(unnamed)}", "every label")
         return {label: index for index, label in enumerate(names)}
     if not all(type(value) is int and value >= 0 for value in found):
         what = "the column label holds something else than class numbers or names"
@@ -335,7 +335,7 @@ def _class_index(name: str, values: list[Any], given: list[str] | None) -> dict[
 def _named(name: str, found: list[str], given: list[str] | None) -> list[str]:
     """The class names: those that were given, or else what was found."""
     if given is not None and len(given) < len(found):
-        what = f"{len(given)} names for {len(found)} classes ({_some(found)})"
+        what = f"{len(given)} names for {len(found)} classes ({some(found)})"
         raise _labels_error(name, what, "a name for every class")
     return list(found if given is None else given)
 
@@ -351,11 +351,6 @@ def _decoded(name: str, where: str, file: Path | io.BytesIO) -> Tensor:
         what = f"{where} cannot be read as an image: {error}"
         raise _source_error(name, what, "a PNG, JPEG or other picture") from None
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1) / 255
-
-
-def _some(labels: Sequence[object]) -> str:
-    shown = ", ".join(str(label) for label in labels[:10])
-    return f"{shown}, ..." if len(labels) > 10 else shown
 
 
 def _source_error(name: str, what: str, remedy: str) -> InputError:

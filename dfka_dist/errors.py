@@ -1,4 +1,7 @@
-"""The errors a user can meet, each with the exit code that a job ends with."""
+"""The errors a user can meet, each with the exit code of a job; and what fits into their line."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class DfkaError(Exception):
@@ -52,3 +55,11 @@ class Interrupted(DfkaError):
     """The run was stopped by a signal or by preemption."""
 
     exit_code = 4
+
+
+def some(names: Iterable[object], meant: str = "") -> str:
+    """Names for one line: the first twenty, and before them those that look like what was meant."""
+    known = [str(name) for name in names]
+    near = difflib.get_close_matches(meant, known)
+    shown = [*near, *(name for name in known if name not in near)]
+    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")

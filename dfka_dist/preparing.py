@@ -26,7 +26,10 @@ from dfka_dist.teachers.served import ServedTeachers
 from dfka_dist.teachers.silent import SilentTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.branching import Branching
+from dfka_dist.training.identity import first_difference
 from dfka_dist.training.memory import image_bytes
+
+_SAME = "a target of the same teachers, labels, backbone and branches"
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,15 @@ def _start(place: str, design: Architecture) -> dict[str, Tensor]:
             place, [b.teacher.source.partition(":")[0] for b in design.branches]
         )
     except InputError as error:
-        raise InputError("target.start", error.what, error.remedy) from None
-    if target.design.model_copy(update={"dfka_dist": design.dfka_dist}) != design:
-        what = f"{place} is another target than this run makes"
-        raise InputError("target.start", what, "the same teachers, labels, backbone and branches")
+        # What makes this run's own teachers is imported anyway; nothing else can be right here.
+        remedy = _SAME if error.key == "allow_code" else error.remedy
+        raise InputError("target.start", error.what, remedy) from None
+    saved = target.design.model_copy(update={"dfka_dist": design.dfka_dist})
+    if saved != design:
+        difference = first_difference(saved.model_dump(), design.model_dump())
+        by = f", by {difference.key}" if difference else ""
+        what = f"{place} is another target than this run makes{by}"
+        raise InputError("target.start", what, _SAME)
     return target.state_dict()
 
 

@@ -15,12 +15,13 @@ from dfka_dist import commandline
 from dfka_dist.config import RunConfig
 from dfka_dist.errors import InputError
 from dfka_dist.models.sources import read_all_weights
-from dfka_dist.models.target import TargetNet
+from dfka_dist.models.target import TargetNet, remembered
 from dfka_dist.scoring import ALONE, Scorer, load_data
 from dfka_dist.teachers.interface import Teachers
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.micro import in_parts
 from dfka_dist.teachers.teacher import load_teachers
+from dfka_dist.training.identity import first_difference
 
 FILE = "evaluation.json"
 
@@ -76,14 +77,18 @@ def _target(place: Path, allowed: Sequence[str]) -> TargetNet:
 
 
 def _check(target: TargetNet, config: RunConfig) -> None:
-    known = {t.name: t.model_copy(update={"weights": None}) for t in config.teachers}
+    known = {t.name: remembered(t) for t in config.teachers}
     for branch in target.design.branches:
-        if known.get(branch.teacher.name) != branch.teacher:
-            raise InputError(
-                "teachers",
-                f"the target was made of another {branch.teacher.name}",
-                "the configuration that the target was made with",
-            )
+        name, here = branch.teacher.name, known.get(branch.teacher.name)
+        if here == branch.teacher:
+            continue
+        there = here and first_difference(branch.teacher.model_dump(), here.model_dump())
+        by = f", by {there.key}" if there else ""
+        raise InputError(
+            "teachers",
+            f"the target was made of another {name}{by}",
+            "the configuration that the target was made with",
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 from dfka_dist.archive.contents import METADATA, ArchivedTeacher, Contents, logits_of
 from dfka_dist.archive.order import Window, windows
 from dfka_dist.config import TeacherSpec
-from dfka_dist.errors import InputError
+from dfka_dist.errors import InputError, some
 from dfka_dist.places import UNREACHABLE, Place
 
 _BUFFER = 2**28
@@ -151,7 +151,7 @@ class Archive:
         known = {teacher.name: teacher for teacher in self.teachers}
         for spec in specs:
             if spec.name not in known:
-                what = f"{self._place} holds answers of {', '.join(known)}, not of {spec.name}"
+                what = f"{self._place} holds answers of {some(known)}, not of {spec.name}"
                 raise InputError(key, what, "an archive of these teachers")
             self._check_teacher(known[spec.name], spec, key, sha256)
         self._check_labels(labels, key)
@@ -166,8 +166,9 @@ class Archive:
         for field in ("task", "labels"):
             then, now = getattr(teacher, field), getattr(spec, field)
             if then != now:
-                what = f"{self._place} has other {field} for {spec.name}: {_shown(then)}"
-                raise InputError(key, what, f"the same, in order; here they are {_shown(now)}")
+                there, here = _apart(then, now)
+                what = f"{self._place} has other {field} for {spec.name}: {there}"
+                raise InputError(key, what, f"the same, in order; here they are {here}")
         if sha256 is not None and sha256[spec.name] != teacher.sha256:
             what = f"{self._place} holds answers of other weights of {spec.name}"
             raise InputError(
@@ -178,8 +179,8 @@ class Archive:
         known = list(dict.fromkeys(label for t in self.teachers for label in t.labels))
         unknown = [label for label in labels if label not in known]
         if unknown:
-            what = f"no teacher in {self._place} knows {_shown(unknown)}"
-            raise InputError(key, what, f"some of {_shown(known)}")
+            what = f"no teacher in {self._place} knows {some(unknown)}"
+            raise InputError(key, what, f"some of {some(known, unknown[0])}")
 
     def batches(
         self, *, size: int, seed: int, shares: int = 1, share: int = 0, buffer: int = _BUFFER
@@ -294,5 +295,12 @@ def _values(column: Any, kind: np.dtype[Any]) -> npt.NDArray[Any]:
     return values
 
 
-def _shown(value: str | Sequence[str]) -> str:
-    return value if isinstance(value, str) else ", ".join(value)
+def _apart(there: str | list[str], here: str | list[str]) -> tuple[str, str]:
+    """Two tasks, or two lists of labels, so that one line shows where they differ."""
+    if isinstance(there, str) or isinstance(here, str):
+        return str(there), str(here)
+    if some(there) != some(here):
+        return some(there), some(here)
+    pairs = enumerate(zip(there, here, strict=False))
+    same = next((i for i, (one, other) in pairs if one != other), min(len(there), len(here)))
+    return f"..., {some(there[same - 1 :])}", f"..., {some(here[same - 1 :])}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dfka_dist.errors import InputError
+from dfka_dist.errors import InputError, some
 
 if TYPE_CHECKING:
     from dfka_dist.config.run import RunConfig
@@ -37,7 +37,7 @@ def _check_target(config: RunConfig) -> None:
                 raise InputError(
                     "target.labels",
                     f"no teacher knows {label!r}",
-                    f"some of {', '.join(union)}",
+                    f"some of {some(union, label)}",
                 )
     if isinstance(config.target.branch, dict):
         _check_names(config, "target.branch", config.target.branch)
@@ -157,11 +157,7 @@ def _check_names(config: RunConfig, key: str, given: Iterable[str]) -> None:
     known = [teacher.name for teacher in config.teachers]
     for name in given:
         if name not in known:
-            raise InputError(key, f"no teacher is called {name!r}", f"one of {_some(known)}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise InputError(key, f"no teacher is called {name!r}", f"one of {some(known, name)}")
 
 
 def _refuse_repeats(key: str, values: list[str], what: str) -> None:

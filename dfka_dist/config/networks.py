@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dfka_dist.config.values import Count, Few, Label, Name, Node, Source, Task, Weight
 
@@ -14,6 +14,16 @@ def _grey_or_colour(channels: Any) -> Any:
         rules = "1, which is repeated where 3 are wanted, or 3, of which the mean is taken for 1"
         raise ValueError(f"there is no rule for images of {channels} channels || {rules}")
     return channels
+
+
+def _no_name_of_torch(name: str) -> str:
+    """Parts of networks are kept by teacher, and torch takes no key that is an attribute."""
+    from torch import nn  # not before a run is read: importing torch takes seconds
+
+    if hasattr(nn.ModuleDict(), name):
+        what = f"{name!r} is taken by torch for every network"
+        raise ValueError(f"{what} || another name, such as {name}_1")
+    return name
 
 
 class InputSpec(Node):
@@ -37,7 +47,7 @@ class InputSpec(Node):
 class TeacherSpec(Node):
     """One frozen classifier: where it comes from, what it knows, where it is cut."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_no_name_of_torch)]
     source: Source
     weights: str | None = None
     arguments: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from dfka_dist.errors import InputError
 from dfka_dist.loading import located
-from dfka_dist.models.huggingface import IGNORED, check_architecture, downloaded
+from dfka_dist.models.huggingface import HUB_ID, IGNORED, check_architecture, downloaded
 
 Tree = dict[str, Any]
 
@@ -34,8 +34,8 @@ _TASKS = {
     "multi_label_classification": "multi_label",
 }
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PREPROCESSOR = "preprocessor_config.json"
+_DESCRIPTION = ("config.json", _PREPROCESSOR)
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 _TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -71,7 +71,9 @@ def _wanting(teacher: object) -> bool:
 
 
 def _completed(teacher: Tree, folder: Path, key: str) -> Tree:
-    place, source = _found(teacher["source"].removeprefix("hf:"), folder, f"{key}.source")
+    own = "weights" in teacher  # or none on purpose: an archive says what it said
+    name = teacher["source"].removeprefix("hf:")
+    place, source = _found(name, folder, f"{key}.source", weights=not own)
     config = _read(place / "config.json", f"{key}.source")
     check_architecture(config, f"{key}.source")
     whole = {name: value for name, value in teacher.items() if value is not None}
@@ -80,7 +82,7 @@ def _completed(teacher: Tree, folder: Path, key: str) -> Tree:
         whole["labels"] = _labels(config, f"{key}.labels")
     if "task" not in whole:
         whole["task"] = _task(config, f"{key}.task")
-    if "weights" not in teacher:  # none on purpose: an archive says what it said
+    if not own:
         whole["weights"] = _weights(place, f"{key}.weights")
     if isinstance(whole.setdefault("input", {}), dict):
         whole["input"] = _input(place, config, whole["input"], f"{key}.input")
@@ -88,16 +90,20 @@ def _completed(teacher: Tree, folder: Path, key: str) -> Tree:
     return whole
 
 
-def _found(name: str, folder: Path, key: str) -> tuple[Path, str]:
-    """The folder with a model's files, and the source that finds it from anywhere."""
+def _found(name: str, folder: Path, key: str, *, weights: bool) -> tuple[Path, str]:
+    """The folder with a model's files, and the source that finds it from anywhere.
+
+    Args:
+        weights: whether those of the hub are wanted, too.
+    """
     place = Path(str(located(name, folder)))
     if place.is_dir():
         return place, f"hf:{place}"
-    if place.exists() or not _HUB_ID.fullmatch(name):
+    if place.exists() or not HUB_ID.fullmatch(name):
         what = "is no folder" if place.exists() else "does not exist"
         raise InputError(key, f"{place} {what}", "a folder with config.json, or a hub id")
-    fetched = downloaded(name, key, ["config.json", _PREPROCESSOR, *_SAFETENSORS])
-    if not any((fetched / file).exists() for file in WEIGHT_FILES):
+    fetched = downloaded(name, key, [*_DESCRIPTION, *(_SAFETENSORS if weights else ())])
+    if weights and not any((fetched / file).exists() for file in WEIGHT_FILES):
         fetched = downloaded(name, key, _TORCH_FILES)
     return fetched, f"hf:{name}"
 

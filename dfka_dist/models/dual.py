@@ -39,7 +39,7 @@ class DualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.preprocessing, self.blocks, self.frozen = preprocessing, blocks, frozen
-        self.filters = FilterBank.between(source, wanted, adapt=adapt)
+        self.filters = FilterBank(source, wanted, adapt=adapt)
         self.adapter = _adapter(*link) if link else None
         blocks[:frozen].requires_grad_(False)
         self.train()

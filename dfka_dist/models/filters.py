@@ -72,14 +72,10 @@ class Filtered(NamedTuple):
 
 
 class FilterBank(nn.ModuleDict):
-    """The filters of several teachers behind one feature."""
+    """New filters of several teachers behind one feature: from its shape to each teacher's."""
 
-    @classmethod
-    def between(
-        cls, source: Shape, wanted: Mapping[str, Shape], *, adapt: bool = False
-    ) -> FilterBank:
-        """New filters from one shape to each teacher's."""
-        return cls(
+    def __init__(self, source: Shape, wanted: Mapping[str, Shape], *, adapt: bool = False) -> None:
+        super().__init__(
             {n: TeacherFilter(source=source, wanted=own, adapt=adapt) for n, own in wanted.items()}
         )
 

@@ -61,7 +61,7 @@ class GroupStackGenerator(nn.Module):
         )
         places = list(reversed(range(1, len(shapes))))  # depths of groups 1 .. B-1
         self.filters = nn.ModuleList(
-            FilterBank.between(shapes[depth], {name: own[depth] for name, own in teachers.items()})
+            FilterBank(shapes[depth], {name: own[depth] for name, own in teachers.items()})
             for depth in places
         )
 

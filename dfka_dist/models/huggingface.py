@@ -6,6 +6,7 @@ Code that comes with a model is never run, and building one needs no file and no
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from dfka_dist.config import TeacherSpec
 from dfka_dist.errors import InputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+"""What finds a model on the hub from anywhere."""
 
 IGNORED = frozenset(
     {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,15 +19,28 @@ from dfka_dist.errors import InputError
 from dfka_dist.models import sources
 from dfka_dist.models.backbones import TRUNKS
 from dfka_dist.models.filters import Shape, TeacherFilter
+from dfka_dist.models.huggingface import HUB_ID
 from dfka_dist.models.preprocessing import Preprocessing, channels_last
 from dfka_dist.models.splitting import BlockChain, cut
 from dfka_dist.version import __version__
 
 
+def remembered(teacher: TeacherSpec) -> TeacherSpec:
+    """What a target keeps of a teacher: all but its weights, and where a local folder lies.
+
+    Its name stays, as in the identity of a run.
+    """
+    kind, _, place = teacher.source.partition(":")
+    name = PurePosixPath(place).name
+    local = kind == "hf" and name and not HUB_ID.fullmatch(place)
+    source = f"hf:{name}" if local else teacher.source
+    return teacher.model_copy(update={"weights": None, "source": source})
+
+
 class BranchPoint(Node):
     """Where a teacher's branch leaves the trunk, and which of its labels are kept."""
 
-    teacher: TeacherSpec
+    teacher: Annotated[TeacherSpec, AfterValidator(remembered)]
     depth: Count
     """Of the trunk; its last is B, behind the last block."""
     entry: Count

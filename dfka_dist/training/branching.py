@@ -148,7 +148,7 @@ class Branching:
         description, entry = self._descriptions[name], self.entry(name, depth)
         wanted = self._config.labels
         return BranchPoint(
-            teacher=description.spec.model_copy(update={"weights": None}),
+            teacher=description.spec,
             depth=depth,
             entry=entry,
             shape=description.shapes[entry],

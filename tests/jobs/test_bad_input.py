@@ -476,7 +476,9 @@ def test_a_target_with_truncated_weights(not_scored: Refused, broken: Path) -> N
 
 def test_a_target_of_other_teachers(not_scored: Refused, saved: Path) -> None:
     line = not_scored(saved, "--set", "teachers.0.name=other")
-    assert line.startswith("error: teachers: ")
+    assert line.startswith("error: teachers: the target was made of another low (")
+    line = not_scored(saved, "--set", "teachers.1.input.mean=[0.1]")
+    assert line.startswith("error: teachers: the target was made of another high, by input.mean (")
 
 
 def test_a_target_that_needs_code_of_somebody(not_scored: Refused, broken: Path) -> None:
@@ -485,6 +487,28 @@ def test_a_target_that_needs_code_of_somebody(not_scored: Refused, broken: Path)
     line = not_scored(broken)
     assert line.startswith("error: --allow-code: ")
     assert line.endswith(" needs code from their_tails (--allow-code their_tails)")
+
+
+def test_a_target_to_go_on_with_that_needs_code_of_somebody(
+    refused: Refused, broken: Path, tiny: dict[str, Any], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = broken / "config.json"
+    path.write_text(path.read_text().replace("builtin:convnet", "their_tails:network"))
+    training = tiny["training"] | {"recipe": "distill", "images": "noise"}
+    target = tiny["target"] | {"start": str(broken)}
+    line = refused(config=write(tmp_path, training=training, target=target))
+    said = f"error: target.start: {broken} needs code from their_tails"
+    assert line == f"{said} (a target of the same teachers, labels, backbone and branches)"
+
+
+def test_a_target_to_go_on_with_that_this_run_does_not_make(
+    refused: Refused, saved: Path, tiny: dict[str, Any], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    training = tiny["training"] | {"recipe": "distill", "images": "noise"}
+    target = tiny["target"] | {"start": str(saved), "branch": 2}
+    line = refused(config=write(tmp_path, training=training, target=target))
+    said = f"error: target.start: {saved} is another target than this run makes"
+    assert line.startswith(f"{said}, by branches.0.adapt (")
 
 
 def test_nothing_to_score_on(

@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 import torch
 from hugging_face import KINDS, STRANGERS, behind, save_strangers, tail_of
-from running import run
+from PIL import Image
+from running import Ended, run
 from safetensors.torch import load_file
 
+from dfka_dist.loading import load
+from dfka_dist.models.completion import complete
+from dfka_dist.models.sources import read_all_weights
 from dfka_dist.models.target import TargetNet
+from dfka_dist.teachers.local import LocalTeachers
+from dfka_dist.teachers.teacher import load_teachers
+from dfka_dist.training.branching import Branching, build_target
 
 BRANCH = {"resnet": 1, "convnext": 2}
 
@@ -44,3 +51,32 @@ def test_a_target_of_hugging_face_folders_does_not_need_them_any_more(
         assert own.keys() == behind(branch.entry, kind, files[kind])
         assert all(torch.equal(own[name], files[kind][name]) for name in own)
     assert target.predict(torch.rand(3, 3, 32, 32)).isfinite().all()
+
+
+def test_a_target_is_of_the_same_folders_wherever_they_lie(
+    tiny: dict[str, Any], write: Callable[..., Path], call: Callable[..., Ended], tmp_path: Path
+) -> None:
+    for place in (tmp_path / "one", tmp_path / "two"):
+        given = save_strangers(place)
+    images = {"source": f"folder:{tmp_path / 'images'}"}
+    for label in ("a", "d"):
+        picture = tmp_path / "images" / label / "0.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(picture)
+    config = load(write(tmp_path / "one", teachers=given, evaluations=None), complete=complete)
+    teachers = LocalTeachers(load_teachers(config.teachers, read_all_weights(config.teachers)))
+    target = build_target(Branching(config, teachers.descriptions).design(), teachers)
+    target.save_pretrained(tmp_path / "saved")
+    training = tiny["training"] | {"recipe": "distill", "images": "noise"}
+    start = tiny["target"] | {"start": str(tmp_path / "saved")}
+    moved = write(
+        tmp_path / "two",
+        teachers=given,
+        evaluations={"mine": images},
+        training=training,
+        target=start,
+    )
+    scored = call("evaluate", "--target-net", tmp_path / "saved", "--config", moved, "--dry-run")
+    assert scored.code == 0, scored.err
+    gone_on = call("amalgamate", "--config", moved, "--output", tmp_path / "o", "--dry-run")
+    assert gone_on.code == 0, gone_on.err

@@ -589,6 +589,45 @@ def test_a_label_that_no_teacher_in_it_knows_is_refused(
     assert "knows e" in refusal(lambda: archive.check(specs, ["a", "e"], KEY)).what
 
 
+THOUSAND = [f"kind {index}" for index in range(1000)]
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Archive:
+    """An archive of one teacher that knows a thousand labels."""
+    knowing = FIRST.model_copy(update={"labels": THOUSAND})
+    with writer(tmp_path, teachers=[knowing]) as writing:
+        writing.add(first_column=0, **made(0, 1) | {"logits": {"first": torch.zeros(1, 1000)}})
+    return Archive.open(str(tmp_path), KEY)
+
+
+@pytest.mark.parametrize(
+    ("labels", "there", "here"),
+    [
+        (["other", *THOUSAND[1:]], ": kind 0, kind 1, ", " are other, kind 1, "),
+        ([*THOUSAND[:500], "other"], ": ..., kind 499, kind 500, ", " are ..., kind 499, other"),
+        (THOUSAND[:500], ": ..., kind 499, kind 500, ", " are ..., kind 499"),
+        ([*THOUSAND, "other"], ": ..., kind 999", " are ..., kind 999, other"),
+    ],
+)
+def test_of_a_thousand_labels_a_line_shows_where_they_differ(
+    large: Archive, specs: list[TeacherSpec], labels: list[str], there: str, here: str
+) -> None:
+    own = specs[0].model_copy(update={"labels": labels})
+    error = refusal(lambda: large.check([own], ["kind 1"], KEY))
+    assert there in error.what and here in error.remedy
+    assert len(str(error)) < 800
+
+
+def test_a_label_like_one_of_a_thousand_is_refused_by_that_one(
+    large: Archive, specs: list[TeacherSpec]
+) -> None:
+    own = specs[0].model_copy(update={"labels": THOUSAND})
+    error = refusal(lambda: large.check([own], ["kin 999", *map(str, range(500))], KEY))
+    assert error.remedy.startswith("some of kind 999, ")
+    assert len(str(error)) < 800
+
+
 # an object store
 
 

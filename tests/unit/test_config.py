@@ -299,6 +299,25 @@ def test_value_out_of_range_is_refused_by_its_key(
     assert refusal(tmp_path, assignment).key == key
 
 
+def test_a_mistyped_label_is_refused_in_a_short_line_by_the_nearest_of_a_thousand() -> None:
+    tree = valid()
+    tree["teachers"][0]["labels"] = [*(f"kind {index}" for index in range(999)), "crane"]
+    tree["target"]["labels"] = ["krane"]
+    error = _only_refusal(tree)
+    assert error.remedy.startswith("some of crane, kind 0, ")
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize("name", ["train", "training", "half", "values", "to", "T_destination"])
+def test_a_teacher_is_not_called_as_something_that_torchs_modules_have(
+    tmp_path: Path, name: str
+) -> None:
+    error = refusal(tmp_path, f"teachers.1.name={name}")
+    assert (error.key, error.exit_code) == ("teachers.1.name", 2)
+    assert error.what == f"{name!r} is taken by torch for every network"
+    assert loaded(tmp_path, f"teachers.1.name={name}_1").teachers[1].name == f"{name}_1"
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -558,7 +577,7 @@ WRONG: dict[str, list[object]] = {
     "run.seed": [-1, 2**31, "0", 1.0, True, None],
     "teachers": [[], {}, None, 5, "one", [None], [[]]],
     "teachers.0": [None, 5, [], {}],
-    "teachers.0.name": ["two", "a/b", None, 0],
+    "teachers.0.name": ["two", "a/b", "train", None, 0],
     "teachers.0.source": ["", "builtin:", "hf:", ":f", "a.b:", 5, None],
     "teachers.0.weights": [5, [], {}, True],
     "teachers.0.arguments": [None, [], "x", {1: 2}],

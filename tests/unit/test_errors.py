@@ -16,6 +16,7 @@ from dfka_dist.errors import (
     NoRoom,
     RunFailed,
     TeacherUnavailable,
+    some,
 )
 
 
@@ -47,3 +48,15 @@ def test_wrong_input_is_one_line_whatever_it_quotes(key: str, what: str, remedy:
 def test_wrong_input_survives_the_way_between_processes() -> None:
     again = pickle.loads(pickle.dumps(InputError("a.b", "is 3", "1 to 2")))
     assert (again.key, again.what, again.remedy) == ("a.b", "is 3", "1 to 2")
+
+
+def test_of_many_names_a_line_holds_twenty() -> None:
+    assert some(range(20)) == ", ".join(map(str, range(20)))
+    assert some(range(1000)) == f"{some(range(20))}, ..."
+
+
+def test_names_like_the_one_that_was_meant_come_first() -> None:
+    names = [f"kind {index}" for index in range(999)] + ["crane"]
+    assert some(names, "krane").startswith("crane, kind 0, kind 1, ")
+    assert some(["owl", "cat", "dog"], "dgo") == "dog, owl, cat"
+    assert some(["owl", "cat"], "horse") == "owl, cat"

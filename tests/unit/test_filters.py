@@ -88,7 +88,7 @@ def test_adapting_can_be_asked_for_between_equal_shapes() -> None:
 
 
 def bank() -> FilterBank:
-    made = FilterBank.between(SHAPE, {"same": SHAPE, "other": (5, 2, 2)})
+    made = FilterBank(SHAPE, {"same": SHAPE, "other": (5, 2, 2)})
     for own in made.values():
         nn.init.normal_(own.excite.weight)  # type: ignore[union-attr, arg-type]
     return made
@@ -100,6 +100,10 @@ def test_a_bank_gives_every_teacher_what_its_own_filter_would() -> None:
     for name, own in made.items():
         gated = filtered.form(name) * filtered.gates[name][:, :, None, None]
         assert torch.equal(gated, own(features()))
+
+
+def test_a_bank_takes_every_name_that_a_dictionary_of_torchs_takes() -> None:
+    assert {*dir(FilterBank(SHAPE, {}))} == {*dir(nn.ModuleDict())}
 
 
 def test_under_autocast_a_bank_speaks_in_thirty_two_bits() -> None:

@@ -10,7 +10,9 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from dfka_dist.errors import InputError
 from dfka_dist.loading import dump, load
 from dfka_dist.models.completion import complete
 from dfka_dist.models.sources import build, load_state, read_weights
-from dfka_dist.models.target import Architecture, BranchPoint, TargetNet, version
+from dfka_dist.models.target import Architecture, BranchPoint, TargetNet, remembered, version
 from dfka_dist.teachers.interface import Wanted
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
@@ -659,6 +661,80 @@ def test_a_hub_id_is_found_in_the_cache_of_the_hub(saved: dict[str, Path], tmp_p
     assert done.stderr == ""
 
 
+class Hub(BaseHTTPRequestHandler):
+    """A hub whose models all have the same files, as far as these are listed and fetched."""
+
+    files: Mapping[str, bytes]
+    fetched: set[str]
+
+    def do_HEAD(self) -> None:
+        file = self.path.rpartition("/")[2]
+        about = {"ETag": hashlib.sha1(file.encode()).hexdigest(), "X-Repo-Commit": "0" * 40}
+        self._say(self.files[file], about)
+
+    def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            model, file = self.path.split("/")[2], self.path.rpartition("/")[2]
+            self.fetched.add(f"{model}/{file}")
+            self.do_HEAD()
+            self.wfile.write(self.files[file])
+            return
+        files = [
+            {"type": "file", "path": name, "rfilename": name, "size": len(content), "oid": name}
+            for name, content in self.files.items()
+        ]
+        model = {"id": "someone/any", "sha": "0" * 40, "siblings": files}
+        told = json.dumps(files if "/tree/" in self.path else model).encode()
+        self._say(told, {"Content-Type": "application/json"})
+        self.wfile.write(told)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def _say(self, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@pytest.fixture
+def hub(saved: dict[str, Path]) -> Iterator[tuple[str, set[str]]]:
+    """The address of a hub where every model is the ResNet, and what was fetched there."""
+    files = {path.name: path.read_bytes() for path in saved["resnet"].iterdir()}
+    own = type("Own", (Hub,), {"files": files, "fetched": set()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), own) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", own.fetched  # type: ignore[attr-defined]
+        server.shutdown()
+
+
+FETCH = """
+import sys
+from dfka_dist.loading import load
+from dfka_dist.models.completion import complete
+
+for name, more in (("all", []), ("none", ["weights=null"]), ("mine", ["weights=/w.safetensors"])):
+    own = [f"teachers.0.{each}" for each in (f"source=hf:someone/{name}", *more)]
+    print(load(sys.argv[1], own, complete).teachers[0].labels)
+"""
+
+
+def test_weights_are_fetched_from_the_hub_only_if_the_configuration_says_nothing_of_them(
+    saved: dict[str, Path], hub: tuple[str, set[str]], tmp_path: Path
+) -> None:
+    address, fetched = hub
+    configured(tmp_path, f"hf:{saved['resnet']}")
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": address}
+    environment |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", FETCH, str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{LABELS}\n" * 3, done.stderr
+    models, files = ("all", "none", "mine"), ("config.json", "preprocessor_config.json")
+    described = {f"{model}/{file}" for model in models for file in files}
+    assert fetched == {*described, "all/model.safetensors"}
+
+
 # the target
 
 
@@ -672,6 +748,49 @@ def test_a_saved_target_needs_no_file_of_its_hugging_face_teacher(
     shutil.rmtree(folder)
     again = TargetNet.from_pretrained(tmp_path / "target")
     assert torch.equal(again.predict(pictures()), target.predict(pictures()))
+
+
+def test_a_target_says_of_a_folder_its_name_and_not_where_it_lies(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    one, two = (shutil.copytree(saved["resnet"], tmp_path / f / "pets") for f in ("one", "two"))
+    target = target_of(loaded(completed(one)))
+    target.save_pretrained(tmp_path / "target")
+    written = (tmp_path / "target" / "config.json").read_text()
+    assert '"source": "hf:pets"' in written and str(tmp_path) not in written
+    assert target_of(loaded(completed(two))).design == target.design
+
+
+def test_a_target_that_was_saved_with_the_place_of_a_folder_is_the_same(
+    teachers: dict[str, Teacher], tmp_path: Path
+) -> None:
+    target = target_of(teachers["resnet"])
+    target.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"hf:resnet"', '"hf:/home/somebody/resnet"'))
+    again = TargetNet.from_pretrained(tmp_path)
+    assert "somebody" in path.read_text() and again.design == target.design
+    assert torch.equal(again.predict(pictures()), target.predict(pictures()))
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("hf:/a/b c/pets", "hf:pets"),
+        ("hf:../pets", "hf:pets"),
+        ("hf:~/pets", "hf:pets"),
+        ("hf:pets", "hf:pets"),
+        ("hf:someone/pets", "hf:someone/pets"),
+        ("own.pets:network", "own.pets:network"),
+    ],
+)
+def test_a_target_knows_a_teacher_by_what_is_the_same_on_every_machine(
+    teachers: dict[str, Teacher], source: str, kept: str
+) -> None:
+    spec = teachers["resnet"].description.spec.model_copy(update={"source": source})
+    once = remembered(spec)
+    assert (once.source, once.weights) == (kept, None)
+    assert remembered(once) == once
 
 
 def test_a_saved_target_that_needs_code_of_its_own_is_refused(
@@ -690,7 +809,7 @@ def target_of(teacher: Teacher) -> TargetNet:
     description = teacher.description
     spec = description.spec
     branch = BranchPoint(
-        teacher=spec.model_copy(update={"weights": None}),
+        teacher=spec,
         depth=2,
         entry=2,
         shape=description.shapes[2],

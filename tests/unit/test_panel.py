@@ -67,7 +67,7 @@ def filtered(teachers: LocalTeachers) -> Filtered:
     wanted = {name: own.shapes[1] for name, own in teachers.descriptions.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found: Filtered = FilterBank.between((4, 8, 8), wanted)(torch.rand(BATCH, 4, 8, 8))
+        found: Filtered = FilterBank((4, 8, 8), wanted)(torch.rand(BATCH, 4, 8, 8))
     return found
 
 
