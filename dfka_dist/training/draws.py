@@ -11,8 +11,8 @@ from torch import Tensor
 from dfka_dist.config import RunConfig
 from dfka_dist.models.generator import GroupStackGenerator, Stack
 from dfka_dist.training.altering import MOVES
-from dfka_dist.training.engines import only_synthesizing
 from dfka_dist.training.streams import Streams, first_label
+from dfka_dist.training.turns import only_synthesizing
 
 
 class Drawn(NamedTuple):
