@@ -34,7 +34,6 @@ Record = Mapping[str, Any]
 """One line of metrics.jsonl: phase, step, steps, global_step, seconds, losses, rates, waits."""
 
 _CELL = 56  # pixels that a sample at least takes; more than 112 only cost space
-_ROWS = 100  # rows of a sample sheet: a thousand labels would make a picture nothing can open
 
 
 class MetricsLog:
@@ -135,35 +134,35 @@ class MetricsLog:
             self._events = None
 
 
-def save_samples(images: Tensor, row_labels: Sequence[str], path: Path) -> None:
+def save_samples(images: Tensor, row_labels: Sequence[str], path: Path, *, more: int = 0) -> None:
     """Draw a sheet of images, a row for each label, its name at the left.
 
-    Pixels are shown as they are, not smoothed. Of more than 100 labels the first 100 are drawn.
+    Pixels are shown as they are, not smoothed.
 
     Args:
         images: (L * R, C, H, W) in [0, 1], R in a row, C is 1 or 3.
         row_labels: the L names.
         path: PNG file to write.
+        more: labels that have no row, which a line below says.
     """
     # The object interface: pyplot would keep state for the whole process and ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     per_row = len(images) // len(row_labels)
-    names = list(row_labels[:_ROWS])
-    grid, cell = _grid(images[: len(names) * per_row], per_row)
-    margin = 16 + 8 * max(len(_short(name)) for name in names)
-    note = 0 if len(names) == len(row_labels) else 24
+    grid, cell = _grid(images, per_row)
+    margin = 16 + 8 * max(len(_short(name)) for name in row_labels)
+    note = 24 if more else 0
     height, width = grid.shape[0] + note, grid.shape[1] + margin
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
     figure.figimage(grid, xo=margin, yo=note)
-    for row, name in enumerate(names):
+    for row, name in enumerate(row_labels):
         up = 1 - (row + 0.5) * cell / height
         # Labels are other people's words: "$" is no formula here.
         text = figure.text((margin - 8) / width, up, _short(name), ha="right", va="center")
         text.set(fontsize=9, parse_math=False)
     if note:
-        figure.text(8 / width, 6 / height, f"and {len(row_labels) - _ROWS} more", fontsize=9)
+        figure.text(8 / width, 6 / height, f"and {more} more", fontsize=9)
     figure.set_canvas(FigureCanvasAgg(figure))
     figure.savefig(path, format="png")
 

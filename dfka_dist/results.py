@@ -13,7 +13,7 @@ from dfka_dist.folders import whole, write_whole
 from dfka_dist.models.target import TargetNet, version
 from dfka_dist.report import MetricsLog, save_samples, write_model_card, write_report
 from dfka_dist.teachers.interface import TeacherDescription
-from dfka_dist.training.outcome import SAMPLES, Network, Outcome
+from dfka_dist.training.outcome import SAMPLES, SHOWN, Network, Outcome
 
 RESULT = "result.json"
 """What is written last."""
@@ -137,10 +137,11 @@ def write(
         target.save_pretrained(place)
         write_model_card(place, found, target.design.code)
     if outcome.samples is not None:
-        assert len(outcome.samples) == SAMPLES * len(target.labels)
-        rows = target.labels if by_label else [""] * len(target.labels)
+        shown = target.labels[:SHOWN]
+        assert len(outcome.samples) == SAMPLES * len(shown)
+        rows = shown if by_label else [""] * len(shown)
         with whole(folder / "samples.png") as place:
-            save_samples(outcome.samples, rows, place)
+            save_samples(outcome.samples, rows, place, more=len(target.labels) - len(shown))
     write_report(folder, found, log.records, configuration, by_label=by_label)
     write_whole(folder / RESULT, json.dumps(found, indent=2) + "\n")
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     config = commandline.configuration(arguments)
     folder = commandline.output_folder(arguments, config, ["manifest.json"])
-    data = {spec.name: _data(config, spec) for spec in config.teachers}
+    data = {s.name: _data(config, s, f"teachers.{i}") for i, s in enumerate(config.teachers)}
     if arguments.dry_run:
         for name, (train, _) in data.items():
             print(f"would train {name} on {len(train)} images of {train.name} into {folder}")
@@ -58,8 +58,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _data(config: RunConfig, teacher: TeacherSpec) -> tuple[LabelledImages, LabelledImages]:
-    """The images to train a teacher on, and those to score it on."""
+def _data(
+    config: RunConfig, teacher: TeacherSpec, key: str
+) -> tuple[LabelledImages, LabelledImages]:
+    """The images to train a teacher on, and those to score it on.
+
+    Args:
+        key: where the teacher stands in the configuration, for errors.
+
+    Raises:
+        InputError: there are none, they cannot be read, or they lack a label of the teacher's.
+    """
     for name, spec in config.evaluations.items():
         if spec.teachers == "all" or teacher.name in spec.teachers:
             train, test = (
@@ -70,6 +79,10 @@ def _data(config: RunConfig, teacher: TeacherSpec) -> tuple[LabelledImages, Labe
                 )
                 for split in ("train", "test")
             )
+            missing = [label for label in teacher.labels if label not in train.labels]
+            if missing:
+                what = f"the data {name} have no {', '.join(map(repr, missing))}"
+                raise InputError(f"{key}.labels", what, f"some of {', '.join(train.labels)}")
             return train, test
     raise InputError("evaluations", f"has no data set for {teacher.name}", "one to train it on")
 

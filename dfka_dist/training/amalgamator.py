@@ -15,7 +15,7 @@ from dfka_dist.training.collectives import global_sum
 from dfka_dist.training.diary import Record
 from dfka_dist.training.finishing import Finishing, agreement
 from dfka_dist.training.ledger import Shelf
-from dfka_dist.training.outcome import SAMPLES, Outcome
+from dfka_dist.training.outcome import SAMPLES, SHOWN, Outcome
 from dfka_dist.training.probe import MOMENTS, Contest
 from dfka_dist.training.recipes import Recipe, generator_network
 from dfka_dist.training.workshop import Workshop
@@ -70,7 +70,8 @@ class Amalgamator:
         finished = Finishing(self._workshop).run(learned)
         samples = None
         if learned.generator is not None:
-            samples = self._workshop.draws.sheet(generator_network(learned.generator), SAMPLES)
+            network = generator_network(learned.generator)
+            samples = self._workshop.draws.sheet(network, SAMPLES, SHOWN)
             learned.generator.destroy()
         used = torch.tensor(time.process_time(), device=self._workshop.device)
         return Outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from dfka_dist.config import RunConfig
 from dfka_dist.models.generator import GroupStackGenerator, Stack
 from dfka_dist.training.altering import MOVES
-from dfka_dist.training.engines import only_synthesizing
 from dfka_dist.training.streams import Streams, first_label
+from dfka_dist.training.turns import only_synthesizing
 
 
 class Drawn(NamedTuple):
@@ -43,6 +44,7 @@ class Draws:
         self._spec, self._sampled = config.generator, config.training.sampled_labels
         self._labels, self._wanted = config.asked_labels, len(config.labels)
         self._pools, self._device = pools, device
+        self._batch = config.training.batch_size
 
     def latents(
         self, stream: str, step: int, rows: range, pools: Sequence[Sequence[int]] | None = None
@@ -85,12 +87,32 @@ class Draws:
             stack: Stack = generator(*self.latents(stream, step, rows))
         return stack
 
-    def sheet(self, generator: GroupStackGenerator, each: int) -> Tensor:
-        """(labels * each, C, H, W) on the CPU, one wanted label after the other; `each` is even."""
-        pools = [[i for i in dict.fromkeys(pool) if i < self._wanted] for pool in self._pools]
+    def sheet(self, generator: GroupStackGenerator, each: int, most: int) -> Tensor:
+        """(labels * each, C, H, W) on the CPU, one wanted label after the other, no more of them
+        made at once than a batch.
+
+        Args:
+            each: images of a label; even.
+            most: wanted labels that are shown, from the first.
+        """
+        labels = range(min(self._wanted, most))
+        pools = [[i for i in dict.fromkeys(pool) if i in labels] for pool in self._pools]
+        pools = [pool for pool in pools if pool]
         rows = range(each * len(pools) * max(map(len, pools)))
-        with only_synthesizing(generator):
-            stack: Stack = generator(*self.latents("samples", 0, rows, pools))
         shown = [first_label(row // 2, pools) for row in rows]
-        own = [[row for row in rows if shown[row] == i][:each] for i in range(self._wanted)]
-        return stack.images[torch.tensor(own).flatten()].cpu()
+        own = torch.tensor([[row for row in rows if shown[row] == i][:each] for i in labels])
+        kept = []
+        with only_synthesizing(generator):
+            for part in _alike(rows, self._batch):
+                stack: Stack = generator(*self.latents("samples", 0, part, pools))
+                kept.append(stack.images.cpu()[torch.isin(torch.tensor(part), own)])
+        return torch.cat(kept)[own.flatten().argsort().argsort()]
+
+
+def _alike(rows: range, most: int) -> list[range]:
+    """Rows in slices of at most `most`, as few as can be."""
+    # All of one length, for BatchNorm sees a slice alone, and a rest of two images says nothing;
+    # neighbours are asked for one label after the other, so that each slice is as mixed as a batch.
+    count = -(-len(rows) // most)
+    edges = [len(rows) * index // count for index in range(count + 1)]
+    return [rows[start:stop] for start, stop in pairwise(edges)]

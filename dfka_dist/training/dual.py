@@ -15,11 +15,12 @@ from dfka_dist.models.dual import DualBlock
 from dfka_dist.models.filters import Filtered
 from dfka_dist.models.target import TargetNet
 from dfka_dist.teachers.interface import TeacherOutput, Wanted
-from dfka_dist.training.engines import Engine, listened_to
+from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.objective import refuse_non_finite
 from dfka_dist.training.panel import Asked, Cotangents, Panel, answered, taken
 from dfka_dist.training.synthesis import cotangents, leaf
+from dfka_dist.training.turns import listened_to
 
 
 class Lesson:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from dfka_dist.config import Precision
-from dfka_dist.models.dual import untracked
 from dfka_dist.training import universal
 from dfka_dist.training.checkpoint import Reading, Writing, read_state, refuse_code, write_state
 from dfka_dist.training.collectives import rank_and_size, share_timeout
@@ -157,36 +155,6 @@ class Engine:
     def destroy(self) -> None:
         """Give back what DeepSpeed holds."""
         self._engine.destroy()
-
-
-@contextmanager
-def listened_to(network: nn.Module) -> Iterator[None]:
-    """A network as a critic: gradients go through it, nothing in it moves, BatchNorm uses its
-    buffers."""
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    was_training = network.training
-    network.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        network.train(was_training)
-
-
-@contextmanager
-def only_synthesizing(network: nn.Module) -> Iterator[None]:
-    """A generator out of turn: BatchNorm normalises by the batch and leaves its buffers alone; no
-    gradients."""
-    was_training = network.training
-    network.train()
-    try:
-        with untracked(network), torch.no_grad():
-            yield
-    finally:
-        network.train(was_training)
 
 
 def _configuration(

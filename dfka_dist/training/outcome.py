@@ -15,6 +15,8 @@ from dfka_dist.training.supply import Supply
 
 SAMPLES = 10  # even: two neighbours have the same label
 """Synthesized images shown for each label."""
+SHOWN = 100
+"""Labels that are shown, from the first: a thousand would make a picture nothing can open."""
 TUNED = "fine-tuned"
 
 
@@ -41,7 +43,8 @@ class Outcome:
     dual_losses: dict[str, dict[int, float]]
     """L_d^{b,m} per teacher and depth; empty where it was not measured."""
     samples: Tensor | None
-    """(labels * SAMPLES, C, H, W) in [0, 1], label after label; None without a generator."""
+    """(L * SAMPLES, C, H, W) in [0, 1], label after label, L of them at most SHOWN; None without a
+    generator."""
     phases: list[dict[str, Any]]
     cpu_seconds: float
     """Of all workers."""

@@ -127,7 +127,9 @@ class ProbeSet:
         theirs, known, small = self._known
         device = next(target.parameters()).device
         answers = torch.cat([target.predict(images.to(device)).cpu() for images, _ in self.looks()])
-        nothing = any(label not in target.labels for own in self._labels.values() for label in own)
+        others = any(label not in target.labels for own in self._labels.values() for label in own)
+        # A single label is always the top one: only whether it is there can be agreed on.
+        nothing = others or len(target.labels) == 1
         return agreement_and_coverage(
             theirs * known, answers * known, small, target.labels, nothing=nothing
         )

@@ -25,10 +25,11 @@ from dfka_dist.teachers.interface import (
 )
 from dfka_dist.training.altering import moved
 from dfka_dist.training.draws import Drawn
-from dfka_dist.training.engines import Engine, listened_to
+from dfka_dist.training.engines import Engine
 from dfka_dist.training.memory import Labelled
 from dfka_dist.training.objective import Heard, generator_objective, refuse_non_finite
 from dfka_dist.training.panel import Asked, Cotangents, Panel, answered, spread, taken
+from dfka_dist.training.turns import listened_to
 
 Answers = dict[str, TeacherOutput]
 

@@ -13,7 +13,8 @@ from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import Teacher
 from dfka_dist.training.altering import moved
 from dfka_dist.training.dual import Dual
-from dfka_dist.training.engines import Engine, listened_to, only_synthesizing
+from dfka_dist.training.engines import Engine
+from dfka_dist.training.turns import listened_to, only_synthesizing
 from distributed.game import BATCH, EVERY_TERM, JITTER, RATE, Game, draw, networks
 
 State = dict[str, dict[str, Tensor]]

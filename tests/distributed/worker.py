@@ -16,8 +16,9 @@ from dfka_dist.models.sources import read_all_weights
 from dfka_dist.teachers.local import LocalTeachers
 from dfka_dist.teachers.teacher import load_teachers
 from dfka_dist.training.collectives import average_buffers, rank_and_size
-from dfka_dist.training.engines import Engine, only_synthesizing
+from dfka_dist.training.engines import Engine
 from dfka_dist.training.objective import refuse_non_finite
+from dfka_dist.training.turns import only_synthesizing
 from distributed.game import BATCH, Game, draw, networks, without_batch_norm
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Ended, run
+from running import Ended, run, write_idx
 from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -224,6 +224,23 @@ def test_a_network_that_cannot_be_imported(refused: Refused) -> None:
 def test_test_data_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
     line = refused("--set", f"evaluations.squares.source=idx:{tmp_path}")
     assert line.startswith(f"error: evaluations.squares.source: {tmp_path} holds no ")
+
+
+def test_labels_that_the_training_data_lack(
+    call: Call, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", torch.zeros(4, 16, 16).int())
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", torch.arange(4))
+    config = write(tmp_path, evaluations={"squares": {"source": f"idx:{tmp_path}"}})
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "manifest.json").write_text("{}")
+    asked = ["--output", output, "--overwrite", "--set", 'teachers.1.labels=["2", "x", "y"]']
+    line = call("pretrain", "--config", config, *asked).refusal
+    said = "error: teachers.1.labels: the data squares have no 'x', 'y' (some of 0, 1, 2, 3)"
+    assert line == said
+    assert [path.read_text() for path in output.iterdir()] == ["{}"]
 
 
 # the machine

@@ -94,6 +94,24 @@ def test_a_target_that_is_its_teacher_all_over_agrees_wholly(
     assert probe.judge(make_copy(teacher))["agreement"] == 1.0
 
 
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["one teacher", "two teachers"])
+def test_of_one_label_a_target_that_denies_it_agrees_less(
+    names: list[str],
+    make_teacher: MakeTeacher,
+    load_teacher: LoadTeacher,
+    make_panel: MakePanel,
+    make_copy: Callable[..., TargetNet],
+) -> None:
+    teachers = [load_teacher(make_teacher(name, ["a"], seed=5)) for name in names]
+    probe, good, bad = ProbeSet(make_panel(*teachers)), make_copy(*teachers), make_copy(*teachers)
+    probe.add(pictures(32, 0), torch.full((32,), -1))
+    with torch.no_grad():
+        for tail in bad.tails.values():
+            for parameter in tail.parameters():
+                parameter.neg_()
+    assert (probe.judge(good)["agreement"], probe.judge(bad)["agreement"]) == (1, 0)
+
+
 def test_one_that_was_given_judges_as_the_one_that_asked(
     probe: ProbeSet, teacher: Teacher, make_panel: MakePanel, make_copy: Callable[..., TargetNet]
 ) -> None:
