@@ -154,8 +154,8 @@ def _served(config: Any, weights: Any) -> Iterator[Any]:
 
 
 def _be_as_nice_as_a_worker() -> None:
-    """As the worker of a run, whatever its way: all threads that there are, Ray's too, as far as
-    they are not nicer already. Not before Ray is there, whose workers would add their own."""
+    """As the worker of a run, whatever its way: all threads that there are, Ray's too, by so many
+    steps. Not before Ray is there, whose workers would add their own."""
     wanted = int(clusters.PRIVATE["RAY_worker_niceness"])
     for thread in psutil.Process().threads():
         behind = os.getpriority(os.PRIO_PROCESS, thread.id)
