@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dfka_dist import commandline
 from dfka_dist.config import EvaluationSpec, RunConfig, TeacherSpec
 from dfka_dist.data import LabelledImages, load_evaluation
-from dfka_dist.errors import InputError
+from dfka_dist.errors import InputError, some
 from dfka_dist.evaluation import evaluate
 from dfka_dist.losses import cross_entropy, probabilities
 from dfka_dist.models.preprocessing import Preprocessing
@@ -81,8 +81,8 @@ def _data(
             )
             missing = [label for label in teacher.labels if label not in train.labels]
             if missing:
-                what = f"the data {name} have no {', '.join(map(repr, missing))}"
-                raise InputError(f"{key}.labels", what, f"some of {', '.join(train.labels)}")
+                what = f"the data {name} have no {some(map(repr, missing))}"
+                raise InputError(f"{key}.labels", what, f"some of {some(train.labels, missing[0])}")
             return train, test
     raise InputError("evaluations", f"has no data set for {teacher.name}", "one to train it on")
 

@@ -303,4 +303,5 @@ def _apart(there: str | list[str], here: str | list[str]) -> tuple[str, str]:
         return some(there), some(here)
     pairs = enumerate(zip(there, here, strict=False))
     same = next((i for i, (one, other) in pairs if one != other), min(len(there), len(here)))
-    return f"..., {some(there[same - 1 :])}", f"..., {some(here[same - 1 :])}"
+    last = max(0, same - 1)  # that is the same in both
+    return f"..., {some(there[last:])}", f"..., {some(here[last:])}"
