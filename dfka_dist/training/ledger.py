@@ -164,6 +164,7 @@ class Ledger:
             return
         with self._diary.phase(name, steps) as done:
             yield Phase(self, range(done, steps), settle)
+            self._vote.settle()
 
     def made(self, settle: Callable[[], None]) -> None:
         """A step is over: make a checkpoint, if it is time or the run is to stop.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dfka_dist.training.collectives import (
+    Vote,
     average_buffers,
     global_mean,
     global_sum,
@@ -75,6 +76,40 @@ def test_one_that_does_not_come_to_a_collective_is_out_of_time(tmp_path: Path) -
     meeting, told = f"file://{tmp_path / 'rendezvous'}", tmp_path / "told"
     torch.multiprocessing.spawn(alone_in_a_collective, (meeting, str(told)), nprocs=2)
     assert told.read_text().startswith("True "), told.read_text()
+
+
+LATE = 1.0
+"""Seconds that rank 0 is late to vote."""
+
+
+def two_votes(rank: int, meeting: str, told: str) -> None:
+    """Rank 0 comes late to the second; rank 1 says how long it waited for that, and what is heard."""
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    vote = Vote(torch.device("cpu"))
+    vote.cast(False)
+    torch.distributed.barrier()
+    if rank == 0:
+        time.sleep(LATE)
+    begin = time.monotonic()
+    vote.cast(rank == 0)
+    before = time.monotonic() - begin
+    vote.settle()
+    waited = time.monotonic() - begin
+    if rank == 1:
+        Path(told).write_text(f"{before} {waited} {vote.cast(False)}")
+    else:
+        vote.cast(False)
+    vote.settle()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_vote_is_with_everybody_once_it_is_settled(tmp_path: Path) -> None:
+    """And processes may end then; with a word that is out, C++ ends them with SIGABRT."""
+    meeting, told = f"file://{tmp_path / 'rendezvous'}", tmp_path / "told"
+    torch.multiprocessing.spawn(two_votes, (meeting, str(told)), nprocs=2)
+    before, waited, heard = told.read_text().split()
+    assert float(before) < LATE / 2 < float(waited)
+    assert heard == "True"
 
 
 @pytest.mark.parametrize(
