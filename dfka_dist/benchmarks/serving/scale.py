@@ -27,6 +27,8 @@ POOLS = tuple(itertools.product((1, 8), (1, 2, 4)))
 """Teachers, and replicas of each."""
 CLIENTS = (1, 2, 4)
 STEPS = 10
+PAUSE = 2.0
+"""Seconds in which nothing is asked, to see what processes take that only wait."""
 
 Table = dict[str, Any]
 Say = Callable[[str], None]
@@ -78,27 +80,34 @@ def steps_by_teachers(repetitions: int, say: Say) -> Table:
     there; one client with one question out.
 
     In such a step nothing hides what requests cost: the model is what a teacher computes, and then
-    the CPU of all processes by the cores.
+    the CPU of all processes by the cores, without what they take while they only wait.
     """
     turns: dict[int, list[tuple[float, float]]] = {many: [] for many in MANY}
+    waiting: list[float] = []
     with pool_of(_sleeping(max(MANY), 0.1, 0.1), in_flight=4) as pool:
         client, own = Client(pool.teachers, 1), psutil.Process()
         client.run(2)
         everyone = [own, *own.children(recursive=True)]
         for _ in range(repetitions):
+            before = sum(map(_cpu, everyone))
+            time.sleep(PAUSE)
+            waiting.append((sum(map(_cpu, everyone)) - before) / PAUSE)
             for many, taken in turns.items():
                 before = sum(map(_cpu, everyone))
                 seconds = client.run(STEPS, many)[0] / STEPS
                 taken.append((seconds, (sum(map(_cpu, everyone)) - before) / STEPS))
-    found: Table = {f"M = {many}": _step(many, taken) for many, taken in turns.items()}
+    idle = statistics.median(waiting)
+    found: Table = {f"M = {many}": _step(many, taken, idle) for many, taken in turns.items()}
     for name, step in found.items():
         say(f"{name}, 100 + 100 ms: {step['seconds']} s a step")
     found["M = 8 / M = 1"] = round(found["M = 8"]["seconds"] / found["M = 1"]["seconds"], 3)
+    found["cores of all that wait, of 32 servers"] = round(idle, 3)
     return found
 
 
-def _step(many: int, turns: Sequence[tuple[float, float]]) -> Table:
-    seconds, cpu = (statistics.median(own) for own in zip(*turns, strict=True))
+def _step(many: int, turns: Sequence[tuple[float, float]], idle: float) -> Table:
+    seconds, taken = (statistics.median(own) for own in zip(*turns, strict=True))
+    cpu = max(0.0, taken - idle * seconds)
     return {
         "seconds": round(seconds, 4),
         "model": round(0.2 + cpu / machine.cores(), 4),

@@ -79,7 +79,8 @@ def draw(made: Table, path: Path) -> None:
     left.set_xticks([i + 0.3 for i in range(len(made["steps"]))], list(made["steps"]))
     left.set(ylabel="seconds of a step / the best")
     left.legend(frameon=False, fontsize=8)
-    many = {k.removeprefix("M = "): v for k, v in made["teachers"].items() if "/" not in k}
+    steps = {k: v for k, v in made["teachers"].items() if isinstance(v, Mapping)}
+    many = {name.removeprefix("M = "): step for name, step in steps.items()}
     for kind, style in (("seconds", "-"), ("model", ":")):
         taken = [step[kind] for step in many.values()]
         right.plot(list(many), taken, style, marker="o", color="#1f6f8b", label=kind)
