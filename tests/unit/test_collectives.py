@@ -83,7 +83,7 @@ LATE = 1.0
 
 
 def two_votes(rank: int, meeting: str, told: str) -> None:
-    """Rank 0 comes late to the second; rank 1 says how long it waited for that, and what is heard."""
+    """Rank 0 is late for the second; rank 1 says how long it waited, and what is heard."""
     torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
     vote = Vote(torch.device("cpu"))
     vote.cast(False)
