@@ -48,7 +48,7 @@ REHEARSALS = 9
 NOTE = (
     "Every target but the regrouped one goes without regrouping: its branches leave the trunk at "
     "its end. Seconds are those of training up to the fine-tune, targets of other depths left out;"
-    " the memory of the rows joint and paper holds targets of other depths besides."
+    " the memory of the rows joint and of both of paper holds targets of other depths besides."
 )
 
 Table = dict[str, Any]

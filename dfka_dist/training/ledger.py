@@ -175,6 +175,8 @@ class Ledger:
             NotKept: it could not be written, and the run is to end then.
         """
         step, stops = self._diary.global_step, self._vote.cast(self._stopping())
+        if stops:  # of all workers, which end now
+            self._vote.settle()
         if self._shelf is None:
             if stops:
                 raise Interrupted(f"stopped at step {step}; nothing is kept")

@@ -66,6 +66,14 @@ def test_the_figures_of_a_preset_are_those_of_its_runs(name: str) -> None:
     assert by_seed(name, rows) in README
 
 
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_the_time_of_a_preset_is_that_of_its_runs(name: str) -> None:
+    wall, cpu = ([run["seconds"][of] for run in RUNS[name]] for of in ("wall", "cpu"))
+    words = " ".join(README.split())
+    assert "{:.1f}, {:.1f} and {:.1f} minutes".format(*(seconds / 60 for seconds in wall)) in words
+    assert "{:.0f}, {:.0f} and {:.0f} seconds of CPU".format(*cpu) in words
+
+
 @pytest.mark.parametrize("name", ["digits", "garments"])
 def test_the_figures_of_mixed_are_those_of_its_runs(name: str) -> None:
     found = [run["evaluation"]["per_teacher"][name] for run in RUNS["mixed"]]

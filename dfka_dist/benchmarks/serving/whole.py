@@ -31,7 +31,7 @@ TITLES = {
     "bytes": "Bytes of one question about a batch of fashion to both teachers, there and back",
     "beyond compute": "Milliseconds beyond compute of a forward with its pullback, by batch",
     "teachers": "Seconds of a step with M teachers that sleep 100 + 100 ms",
-    "utilisation": "How busy servers are that sleep 50 + 50 ms",
+    "utilisation": "How busy servers are that sleep 50 + 50 ms; CPU and model with what only waits",
     "memory": "Megabytes that a process holds alone, at two steps of a digits run",
     "scores": "Top-1 of the target on Fashion-MNIST's 10,000 after short runs, by seed",
 }
