@@ -80,6 +80,15 @@ def test_the_figures_of_mixed_are_those_of_its_runs(name: str) -> None:
     assert by_seed(name, [scores(own, "teacher", "target", "retention") for own in found]) in README
 
 
+def test_what_is_chosen_without_data_is_as_the_table_says() -> None:
+    made = json.loads((FIGURES / "selection-fashion" / "selection.json").read_text("utf-8"))
+    checkpoints, runs = made["spearman"]["checkpoints"], made["spearman"]["runs"]
+    words = " ".join(README.split())
+    assert f"of {checkpoints['accuracy']:.2f} over 20 checkpoints" in words
+    assert f"of {runs['accuracy']:.2f} over ten runs" in words
+    assert f"(with mAP {checkpoints['mAP']:.2f} and {runs['mAP']:.2f};" in words
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_the_figures_of_a_depth_are_those_of_the_same_runs(depth: int) -> None:
     kept = {name: [at_depth(run, depth) for run in RUNS[name]] for name in ("digits", "fashion")}
