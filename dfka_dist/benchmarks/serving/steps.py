@@ -49,8 +49,8 @@ def configurations() -> dict[str, RunConfig]:
 def step_times(place: Path, repetitions: int, say: Say) -> Table:
     """Of every configuration the median seconds of a step by its arms, and their ratio.
 
-    The arms take turns. Nothing else runs but the servers of the served one, which wait beside the
-    others' turns and take 0.06 of a core.
+    The arms take turns. Nothing else runs but the processes of the served one, which wait beside
+    the others' turns.
     """
     found = {}
     for name, config in configurations().items():
